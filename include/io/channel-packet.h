@@ -1,0 +1,252 @@
+/*
+ * QEMU I/O channels AF_PACKET driver
+ *
+ * SPDX-License-Identifier: LGPL-2.1-or-later
+ */
+
+#ifndef QIO_CHANNEL_PACKET_H
+#define QIO_CHANNEL_PACKET_H
+
+#include "io/channel.h"
+#include "qom/object.h"
+#include "standard-headers/linux/virtio_net.h"
+
+#define TYPE_QIO_CHANNEL_PACKET "qio-channel-packet"
+OBJECT_DECLARE_SIMPLE_TYPE(QIOChannelPacket, QIO_CHANNEL_PACKET)
+
+/*
+ * Most bytes that one message of the stream may carry behind its header:
+ * vnet header and frame.  The same number as NET_BUFSIZE, which io/ cannot
+ * see: 64 KiB of GSO payload and room for every header.
+ */
+#define QIO_CHANNEL_PACKET_MAX (4096 + 65536)
+
+/* Wait this long, in microseconds, before a frame without room is retried */
+#define QIO_CHANNEL_PACKET_RETRY_US 1000
+
+/**
+ * QIOChannelPacket:
+ *
+ * The QIOChannelPacket object captures the Ethernet frames which the host
+ * sends towards a network interface, or injects frames there, through an
+ * AF_PACKET socket.  It has two faces on the same socket:
+ *
+ *  - the QIOChannel face is a byte stream of messages,
+ *    be32 length | [be32 vnet header length] | [vnet header] frame,
+ *    the format of filter-mirror, filter-redirector and colo-compare.  A
+ *    capturing channel can only be read, an injecting one only be written;
+ *
+ *  - the frame face, qio_channel_packet_recv_frame() and
+ *    qio_channel_packet_send_frame(), spares its caller the stream.
+ *
+ * Use one face of a channel or the other, from one thread at a time.  All
+ * operations are non-blocking unless qio_channel_set_blocking() says
+ * otherwise, which concerns the QIOChannel face alone.
+ */
+
+/**
+ * QIOChannelPacketMode:
+ * @QIO_CHANNEL_PACKET_CAPTURE: receive what the host sends to the interface
+ * @QIO_CHANNEL_PACKET_INJECT: send to the interface as the host does
+ */
+typedef enum QIOChannelPacketMode {
+    QIO_CHANNEL_PACKET_CAPTURE,
+    QIO_CHANNEL_PACKET_INJECT,
+} QIOChannelPacketMode;
+
+/**
+ * QIOChannelPacketFrame:
+ * @vnet_hdr: checksum and GSO metadata in host byte order; all zero for a
+ *     frame that is complete in itself
+ * @data: the frame from its destination MAC address on, VLAN tags in place.
+ *     The memory is the channel's and valid until the next call on it.
+ * @len: bytes at @data
+ */
+typedef struct QIOChannelPacketFrame {
+    struct virtio_net_hdr vnet_hdr;
+    uint8_t *data;
+    size_t len;
+} QIOChannelPacketFrame;
+
+/**
+ * QIOChannelPacketStats:
+ * @frames: frames that have been captured or injected
+ * @bytes: the same in bytes, without vnet headers
+ * @dropped_kernel: frames that found the socket's receive buffer full
+ * @dropped_truncated: captured frames that were too long for the buffer
+ * @dropped_gso: captured GSO frames that would need a vnet header to travel
+ * @dropped_too_big: frames over the MTU of the interface, not injected
+ * @dropped_invalid: frames that the kernel refuses, or messages that hold
+ *     no usable frame
+ * @dropped_down: frames for an interface that is down
+ * @no_room: times that the interface's queue was full; nothing is lost
+ *
+ * Everything since the channel was made.
+ */
+typedef struct QIOChannelPacketStats {
+    uint64_t frames;
+    uint64_t bytes;
+    uint64_t dropped_kernel;
+    uint64_t dropped_truncated;
+    uint64_t dropped_gso;
+    uint64_t dropped_too_big;
+    uint64_t dropped_invalid;
+    uint64_t dropped_down;
+    uint64_t no_room;
+} QIOChannelPacketStats;
+
+/**
+ * qio_channel_packet_new_ifname:
+ * @ifname: name of a network interface in QEMU's network namespace
+ * @mode: whether to capture or to inject
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Open an AF_PACKET socket on @ifname, which needs CAP_NET_RAW.  A capturing
+ * channel starts inactive, see qio_channel_packet_set_active().
+ *
+ * Returns: the new channel, or NULL on error
+ */
+QIOChannelPacket *
+qio_channel_packet_new_ifname(const char *ifname, QIOChannelPacketMode mode,
+                              Error **errp);
+
+/**
+ * qio_channel_packet_new_fd:
+ * @fd: an AF_PACKET socket of type SOCK_RAW, bound to an interface
+ * @mode: whether to capture or to inject
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Adopt a socket that somebody else has opened; this needs no privilege.
+ * On success the channel owns @fd, on failure the caller still does.  A
+ * capturing channel starts inactive.
+ *
+ * Returns: the new channel, or NULL on error
+ */
+QIOChannelPacket *
+qio_channel_packet_new_fd(int fd, QIOChannelPacketMode mode, Error **errp);
+
+/**
+ * qio_channel_packet_new_socket:
+ * @fd: a connected socket that keeps message boundaries
+ * @mode: whether to capture or to inject
+ *
+ * Wrap a socket that behaves as an AF_PACKET socket with PACKET_VNET_HDR
+ * does, without a look at it: each message is a struct virtio_net_hdr and a
+ * frame.  For tests.  The channel owns @fd.
+ *
+ * Returns: the new channel
+ */
+QIOChannelPacket *
+qio_channel_packet_new_socket(int fd, QIOChannelPacketMode mode);
+
+/**
+ * qio_channel_packet_is_packet_socket:
+ * @fd: a file descriptor
+ *
+ * Returns: true if @fd is a socket of the family AF_PACKET
+ */
+#ifdef CONFIG_AF_PACKET
+bool qio_channel_packet_is_packet_socket(int fd);
+#else
+static inline bool qio_channel_packet_is_packet_socket(int fd)
+{
+    return false;
+}
+#endif
+
+/**
+ * qio_channel_packet_set_vnet_hdr:
+ * @ioc: the channel
+ * @enabled: whether the messages of the stream carry a vnet header
+ *
+ * Choose the form of the stream before its first byte; off by default.
+ * Without vnet headers a capturing channel fills in the checksums that the
+ * host has left to the interface, and drops and counts GSO frames.
+ */
+void qio_channel_packet_set_vnet_hdr(QIOChannelPacket *ioc, bool enabled);
+
+/**
+ * qio_channel_packet_set_active:
+ * @ioc: a capturing channel
+ * @active: whether frames are to be captured
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Attach the socket to the traffic or detach it.  A detached one costs the
+ * host's senders nothing.  What had been captured before stays readable.
+ *
+ * Returns: true on success, false if the interface is gone
+ */
+bool qio_channel_packet_set_active(QIOChannelPacket *ioc, bool active,
+                                   Error **errp);
+
+/**
+ * qio_channel_packet_recv_frame:
+ * @ioc: a capturing channel
+ * @frame: is filled in when a frame is returned
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Take one frame from the kernel.
+ *
+ * Returns: 1 with a frame; 0 if one was dropped and counted, and more may
+ * wait; QIO_CHANNEL_ERR_BLOCK if none waits; -1 if the interface is gone
+ */
+int qio_channel_packet_recv_frame(QIOChannelPacket *ioc,
+                                  QIOChannelPacketFrame *frame,
+                                  Error **errp);
+
+/**
+ * qio_channel_packet_complete_frame:
+ * @ioc: a capturing channel
+ * @frame: a frame from qio_channel_packet_recv_frame()
+ *
+ * Make @frame complete in itself, for a receiver that takes no vnet header:
+ * fill in its checksum and clear @frame->vnet_hdr.
+ *
+ * Returns: false for a GSO frame, which cannot be completed and is counted
+ * as dropped
+ */
+bool qio_channel_packet_complete_frame(QIOChannelPacket *ioc,
+                                       QIOChannelPacketFrame *frame);
+
+/**
+ * qio_channel_packet_send_frame:
+ * @ioc: an injecting channel
+ * @frame: the frame, which stays the caller's and is not changed
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Hand one frame to the interface.  A frame that the interface can never
+ * take (over the MTU, malformed, interface down) is dropped and counted.
+ *
+ * Returns: 0 if @frame is done with; QIO_CHANNEL_ERR_BLOCK if the
+ * interface's queue is full, try again after QIO_CHANNEL_PACKET_RETRY_US;
+ * -1 if the interface is gone
+ */
+int qio_channel_packet_send_frame(QIOChannelPacket *ioc,
+                                  const QIOChannelPacketFrame *frame,
+                                  Error **errp);
+
+/**
+ * qio_channel_packet_get_fd:
+ * @ioc: the channel
+ *
+ * Returns: the socket, to be polled; it remains the channel's
+ */
+int qio_channel_packet_get_fd(QIOChannelPacket *ioc);
+
+/**
+ * qio_channel_packet_get_ifname:
+ * @ioc: the channel
+ *
+ * Returns: the interface's name when the channel was made
+ */
+const char *qio_channel_packet_get_ifname(QIOChannelPacket *ioc);
+
+/**
+ * qio_channel_packet_get_stats:
+ * @ioc: the channel
+ * @stats: is filled in
+ */
+void qio_channel_packet_get_stats(QIOChannelPacket *ioc,
+                                  QIOChannelPacketStats *stats);
+
+#endif /* QIO_CHANNEL_PACKET_H */

@@ -1,0 +1,1017 @@
+/*
+ * QEMU I/O channels AF_PACKET driver
+ *
+ * SPDX-License-Identifier: LGPL-2.1-or-later
+ */
+
+/*
+ * Captures the frames that the host sends towards a network interface, or
+ * injects frames there.  The interface is the host's end of a TAP device, so
+ * these are the frames that the guest receives, whoever moves them: with
+ * vhost-net the kernel does, and QEMU sees no frame, but this socket does.
+ *
+ * Theory of operation
+ *
+ * Capture.  Of the directions that AF_PACKET knows, PACKET_OUTGOING is the
+ * one from the host into the TAP.  A classic BPF program lets only that pass;
+ * it is attached before the socket is bound to ETH_P_ALL, as the socket would
+ * else queue a few foreign frames first.  An adopted socket may hold such
+ * frames already, so the direction of each frame is looked at again.
+ *
+ * The frame that the guest gets is not quite the frame in the socket's
+ * buffer.  What is missing travels beside it and is put back here:
+ *   - a checksum that is to be filled in by the receiver, and the segment
+ *     size of a GSO frame: in the vnet header (PACKET_VNET_HDR);
+ *   - an outer VLAN tag: in the auxiliary data (PACKET_AUXDATA).
+ *
+ * An inactive capture is bound to an EtherType that nobody sends.  It is then
+ * off the list that the kernel offers each outgoing frame to.  (Protocol 0
+ * would be the natural choice, but bind() takes 0 for "as before", seen with
+ * Linux 6.18.)
+ *
+ * Inject.  PACKET_QDISC_BYPASS hands the frame to the TAP's driver directly.
+ * This is what makes a full TAP queue visible, as ENOBUFS; through a qdisc
+ * the frame would be dropped behind a successful send (Linux 6.18).  It also
+ * hides the frame from every capture, so that inject and capture on the same
+ * interface make no loop.  ENOBUFS is not an error here: the frame is kept
+ * by the caller, who tries again after a millisecond.
+ *
+ * The byte stream is a thin layer over the frames.  Reading builds the
+ * message around the frame, in the head room in front of it.  Writing
+ * collects a message and sends its frame with the last byte.  If there is no
+ * room for the frame then that byte is not accepted: so the writer knows of
+ * the back-pressure, keeps the byte, and completes the frame by writing it
+ * again.  Nothing needs to be flushed behind the writer's back.
+ *
+ * Interface states, as seen in errors of the socket (Linux 6.18):
+ *   down     ENETDOWN once when receiving, at each frame when sending; the
+ *            capture goes on by itself once the interface is up
+ *   gone     deleted, or moved to another namespace: the socket is bound to
+ *            index -1 and stays useless; reading and writing fail
+ */
+
+#include "qemu/osdep.h"
+
+#include <linux/ethtool.h>
+#include <linux/filter.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/sockios.h>
+#include <net/if.h>
+#include <net/if_arp.h>
+#include <sys/ioctl.h>
+
+#include "io/channel-packet.h"
+#include "io/channel-util.h"
+#include "qapi/error.h"
+#include "qemu/bswap.h"
+#include "qemu/cutils.h"
+#include "qemu/error-report.h"
+#include "qemu/iov.h"
+#include "qemu/sockets.h"
+#include "qemu/units.h"
+#include "trace.h"
+
+/* Frames of the stream that are dropped before a read gives the loop back */
+#define PACKET_MAX_DROPS 64
+
+/*
+ * Receive buffer asked for, in bytes.  The default, 208 KiB, holds 93 frames
+ * of 1514 bytes: 1 ms of 1 Gb/s.  Without CAP_NET_ADMIN the kernel grants at
+ * most net.core.rmem_max.
+ */
+#define PACKET_RCVBUF (32 * MiB)
+
+/* "Reserved" EtherType (RFC 1701), which no frame carries */
+#define PACKET_PROTO_PARKED 0xffff
+
+#define VLAN_TAG_LEN 4
+
+/* be32 message length, be32 vnet header length */
+#define MSG_HDR_MAX 8
+
+/* In front of a received frame: a message header, vnet header, VLAN tag */
+#define PACKET_HEADROOM \
+    (MSG_HDR_MAX + sizeof(struct virtio_net_hdr) + VLAN_TAG_LEN)
+
+struct QIOChannelPacket {
+    QIOChannel parent;
+
+    QIOChannelPacketMode mode;
+    bool vnet_hdr;              /* the stream carries vnet headers */
+    bool blocking;
+
+    int fd;
+    int ifindex;
+    char *ifname;
+    bool gone;                  /* the interface is, for ever */
+    int64_t retry_at;           /* no room until then, in us; 0: there is */
+
+    /*
+     * The bytes [pos, len) of buf are the rest of a message: to be read, or
+     * written so far (pos is 0 then).
+     */
+    uint8_t *buf;
+    size_t pos;
+    size_t len;
+
+    QIOChannelPacketStats stats;
+};
+
+typedef struct QIOChannelPacketSource {
+    GSource parent;
+    QIOChannelPacket *ioc;
+    GIOCondition condition;
+    GPollFD fd;
+} QIOChannelPacketSource;
+
+static void packet_count_drop(QIOChannelPacket *pioc, uint64_t *counter,
+                              uint64_t n, const char *reason)
+{
+    if (!n) {
+        return;
+    }
+    trace_qio_channel_packet_drop(pioc, n, reason);
+    if (!*counter) {
+        warn_report("host interface '%s': frame dropped: %s "
+                    "(more of these are counted only)", pioc->ifname, reason);
+    }
+    *counter += n;
+}
+
+/* Is the interface gone?  Takes the socket's pending error, too. */
+static bool packet_check_gone(QIOChannelPacket *pioc)
+{
+    struct sockaddr_ll sll = { 0 };
+    socklen_t len = sizeof(sll);
+    int err;
+    socklen_t errlen = sizeof(err);
+
+    getsockopt(pioc->fd, SOL_SOCKET, SO_ERROR, &err, &errlen);
+
+    if (!pioc->gone && pioc->ifindex > 0 &&
+        (getsockname(pioc->fd, (struct sockaddr *)&sll, &len) < 0 ||
+         sll.sll_ifindex != pioc->ifindex)) {
+        trace_qio_channel_packet_gone(pioc, pioc->ifname);
+        pioc->gone = true;
+    }
+    return pioc->gone;
+}
+
+static int packet_error_gone(QIOChannelPacket *pioc, Error **errp)
+{
+    pioc->gone = true;
+    error_setg(errp, "host interface '%s' is gone", pioc->ifname);
+    return -1;
+}
+
+/* Take what the kernel counted since the last call: reading clears it */
+static void packet_update_kernel_drops(QIOChannelPacket *pioc)
+{
+    struct tpacket_stats st = { 0 };
+    socklen_t len = sizeof(st);
+
+    if (pioc->fd != -1 && pioc->mode == QIO_CHANNEL_PACKET_CAPTURE &&
+        !getsockopt(pioc->fd, SOL_PACKET, PACKET_STATISTICS, &st, &len)) {
+        packet_count_drop(pioc, &pioc->stats.dropped_kernel, st.tp_drops,
+                          "the receive buffer was full");
+    }
+}
+
+
+/* Set-up */
+
+static QIOChannelPacket *packet_new(int fd, QIOChannelPacketMode mode)
+{
+    QIOChannelPacket *pioc =
+        QIO_CHANNEL_PACKET(object_new(TYPE_QIO_CHANNEL_PACKET));
+
+    pioc->fd = fd;
+    pioc->mode = mode;
+    pioc->buf = g_malloc(PACKET_HEADROOM + QIO_CHANNEL_PACKET_MAX);
+    return pioc;
+}
+
+static bool packet_bind(QIOChannelPacket *pioc, uint16_t proto, Error **errp)
+{
+    struct sockaddr_ll sll = {
+        .sll_family = AF_PACKET,
+        .sll_protocol = htons(proto),
+        .sll_ifindex = pioc->ifindex,
+    };
+
+    if (bind(pioc->fd, (struct sockaddr *)&sll, sizeof(sll)) < 0) {
+        error_setg_errno(errp, errno,
+                         "cannot bind the packet socket to interface '%s'",
+                         pioc->ifname);
+        return false;
+    }
+    return true;
+}
+
+/* Fill in ifindex and ifname from the name */
+static bool packet_find_interface(QIOChannelPacket *pioc, const char *ifname,
+                                  Error **errp)
+{
+    struct ifreq ifr = { 0 };
+
+    pstrcpy(ifr.ifr_name, sizeof(ifr.ifr_name), ifname);
+    if (ioctl(pioc->fd, SIOCGIFINDEX, &ifr) < 0) {
+        error_setg_errno(errp, errno, "cannot find interface '%s' in QEMU's "
+                         "network namespace", ifname);
+        return false;
+    }
+    pioc->ifindex = ifr.ifr_ifindex;
+    pioc->ifname = g_strdup(ifname);
+    return true;
+}
+
+/* Fill in ifindex and ifname from what the socket is bound to */
+static bool packet_bound_interface(QIOChannelPacket *pioc, Error **errp)
+{
+    struct sockaddr_ll sll = { 0 };
+    socklen_t len = sizeof(sll);
+    struct ifreq ifr = { 0 };
+
+    if (getsockname(pioc->fd, (struct sockaddr *)&sll, &len) < 0) {
+        error_setg_errno(errp, errno, "cannot query the packet socket");
+        return false;
+    }
+    ifr.ifr_ifindex = sll.sll_ifindex;
+    if (sll.sll_ifindex <= 0 || ioctl(pioc->fd, SIOCGIFNAME, &ifr) < 0) {
+        error_setg(errp, "the AF_PACKET fd must be bound to an interface");
+        return false;
+    }
+    pioc->ifindex = sll.sll_ifindex;
+    pioc->ifname = g_strdup(ifr.ifr_name);
+    return true;
+}
+
+static bool packet_check_interface(QIOChannelPacket *pioc, Error **errp)
+{
+    struct ethtool_drvinfo drv = { .cmd = ETHTOOL_GDRVINFO };
+    struct ifreq ifr = { 0 };
+
+    pstrcpy(ifr.ifr_name, sizeof(ifr.ifr_name), pioc->ifname);
+    if (ioctl(pioc->fd, SIOCGIFHWADDR, &ifr) < 0) {
+        error_setg_errno(errp, errno, "cannot query interface '%s'",
+                         pioc->ifname);
+        return false;
+    }
+    if (ifr.ifr_hwaddr.sa_family != ARPHRD_ETHER) {
+        error_setg(errp, "'%s' is not an Ethernet interface", pioc->ifname);
+        return false;
+    }
+
+    /*
+     * What a guest behind a macvtap receives comes from the lower device; it
+     * is PACKET_HOST, and PACKET_OUTGOING are the guest's own frames (Linux
+     * 6.18).  Both kinds answer with the same driver name.
+     */
+    ifr.ifr_data = (char *)&drv;
+    if (ioctl(pioc->fd, SIOCETHTOOL, &ifr) == 0 &&
+        !strcmp(drv.driver, "macvlan")) {
+        error_setg(errp, "'%s' is a macvlan or macvtap interface, whose "
+                   "directions are reversed; use a TAP", pioc->ifname);
+        return false;
+    }
+    return true;
+}
+
+static bool packet_setsockopt(QIOChannelPacket *pioc, int opt,
+                              const char *name, Error **errp)
+{
+    int one = 1;
+
+    if (setsockopt(pioc->fd, SOL_PACKET, opt, &one, sizeof(one)) < 0) {
+        error_setg_errno(errp, errno, "cannot set %s on interface '%s'",
+                         name, pioc->ifname);
+        return false;
+    }
+    return true;
+}
+
+static bool packet_set_filter(QIOChannelPacket *pioc, Error **errp)
+{
+    static struct sock_filter insns[] = {
+        BPF_STMT(BPF_LD | BPF_B | BPF_ABS, SKF_AD_OFF + SKF_AD_PKTTYPE),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PACKET_OUTGOING, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, UINT32_MAX),
+        BPF_STMT(BPF_RET | BPF_K, 0),
+    };
+    struct sock_fprog prog = {
+        .len = ARRAY_SIZE(insns),
+        .filter = insns,
+    };
+
+    /* EPERM: whoever made the socket has locked a filter of his own */
+    if (setsockopt(pioc->fd, SOL_SOCKET, SO_ATTACH_FILTER,
+                   &prog, sizeof(prog)) < 0 && errno != EPERM) {
+        error_setg_errno(errp, errno, "cannot filter for outgoing frames on "
+                         "interface '%s'", pioc->ifname);
+        return false;
+    }
+    return true;
+}
+
+/* Everything but bind(), on a socket whose interface is known */
+static bool packet_configure(QIOChannelPacket *pioc, Error **errp)
+{
+    int rcvbuf = PACKET_RCVBUF;
+
+    if (!packet_check_interface(pioc, errp) ||
+        !packet_setsockopt(pioc, PACKET_VNET_HDR, "PACKET_VNET_HDR", errp)) {
+        return false;
+    }
+
+    if (pioc->mode == QIO_CHANNEL_PACKET_INJECT) {
+        return packet_setsockopt(pioc, PACKET_QDISC_BYPASS,
+                                 "PACKET_QDISC_BYPASS", errp);
+    }
+
+    if (setsockopt(pioc->fd, SOL_SOCKET, SO_RCVBUFFORCE,
+                   &rcvbuf, sizeof(rcvbuf)) < 0) {
+        setsockopt(pioc->fd, SOL_SOCKET, SO_RCVBUF, &rcvbuf, sizeof(rcvbuf));
+    }
+    return packet_setsockopt(pioc, PACKET_AUXDATA, "PACKET_AUXDATA", errp) &&
+           packet_set_filter(pioc, errp);
+}
+
+QIOChannelPacket *
+qio_channel_packet_new_ifname(const char *ifname, QIOChannelPacketMode mode,
+                              Error **errp)
+{
+    g_autoptr(QIOChannelPacket) pioc = NULL;
+    int fd = qemu_socket(AF_PACKET, SOCK_RAW, 0);
+
+    if (fd < 0) {
+        error_setg_errno(errp, errno,
+                         "cannot open a packet socket on '%s'%s", ifname,
+                         errno == EPERM ? ", which needs CAP_NET_RAW; or pass "
+                         "an AF_PACKET socket to a chardev, by 'fd' with "
+                         "'af-packet-mode'" : "");
+        return NULL;
+    }
+
+    pioc = packet_new(fd, mode);
+    /* Inject stays at protocol 0: nothing is ever queued for reading */
+    if (!packet_find_interface(pioc, ifname, errp) ||
+        !packet_configure(pioc, errp) ||
+        !packet_bind(pioc, mode == QIO_CHANNEL_PACKET_CAPTURE ?
+                     PACKET_PROTO_PARKED : 0, errp)) {
+        return NULL;
+    }
+
+    trace_qio_channel_packet_new(pioc, fd, pioc->ifname, mode);
+    return g_steal_pointer(&pioc);
+}
+
+bool qio_channel_packet_is_packet_socket(int fd)
+{
+    int domain;
+    socklen_t len = sizeof(domain);
+
+    return !getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) &&
+           domain == AF_PACKET;
+}
+
+QIOChannelPacket *
+qio_channel_packet_new_fd(int fd, QIOChannelPacketMode mode, Error **errp)
+{
+    g_autoptr(QIOChannelPacket) pioc = NULL;
+    int type;
+    socklen_t len = sizeof(type);
+
+    if (!qio_channel_packet_is_packet_socket(fd) ||
+        getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) < 0 ||
+        type != SOCK_RAW) {
+        error_setg(errp, "the AF_PACKET fd must be of type SOCK_RAW");
+        return NULL;
+    }
+
+    pioc = packet_new(fd, mode);
+    /* A capture that already runs must not miss a frame: it is not rebound */
+    if (!packet_bound_interface(pioc, errp) ||
+        !packet_configure(pioc, errp) ||
+        (mode == QIO_CHANNEL_PACKET_INJECT &&
+         !packet_bind(pioc, PACKET_PROTO_PARKED, errp))) {
+        pioc->fd = -1;
+        return NULL;
+    }
+
+    trace_qio_channel_packet_new(pioc, fd, pioc->ifname, mode);
+    return g_steal_pointer(&pioc);
+}
+
+QIOChannelPacket *
+qio_channel_packet_new_socket(int fd, QIOChannelPacketMode mode)
+{
+    QIOChannelPacket *pioc = packet_new(fd, mode);
+
+    pioc->ifname = g_strdup("test");
+    return pioc;
+}
+
+void qio_channel_packet_set_vnet_hdr(QIOChannelPacket *pioc, bool enabled)
+{
+    pioc->vnet_hdr = enabled;
+}
+
+bool qio_channel_packet_set_active(QIOChannelPacket *pioc, bool active,
+                                   Error **errp)
+{
+    assert(pioc->mode == QIO_CHANNEL_PACKET_CAPTURE);
+    trace_qio_channel_packet_set_active(pioc, active);
+    return packet_bind(pioc, active ? ETH_P_ALL : PACKET_PROTO_PARKED, errp);
+}
+
+int qio_channel_packet_get_fd(QIOChannelPacket *pioc)
+{
+    return pioc->fd;
+}
+
+const char *qio_channel_packet_get_ifname(QIOChannelPacket *pioc)
+{
+    return pioc->ifname;
+}
+
+void qio_channel_packet_get_stats(QIOChannelPacket *pioc,
+                                  QIOChannelPacketStats *stats)
+{
+    packet_update_kernel_drops(pioc);
+    *stats = pioc->stats;
+}
+
+
+/* Frames */
+
+/* Put the tag back that the kernel moved into the auxiliary data */
+static void packet_insert_vlan_tag(QIOChannelPacketFrame *frame,
+                                   const struct tpacket_auxdata *aux)
+{
+    uint16_t tpid = aux->tp_status & TP_STATUS_VLAN_TPID_VALID ?
+                    aux->tp_vlan_tpid : ETH_P_8021Q;
+
+    frame->data -= VLAN_TAG_LEN;
+    frame->len += VLAN_TAG_LEN;
+    memmove(frame->data, frame->data + VLAN_TAG_LEN, 2 * ETH_ALEN);
+    stw_be_p(frame->data + 2 * ETH_ALEN, tpid);
+    stw_be_p(frame->data + 2 * ETH_ALEN + 2, aux->tp_vlan_tci);
+
+    /* The kernel gave the offsets for the frame without the tag */
+    if (frame->vnet_hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) {
+        frame->vnet_hdr.csum_start += VLAN_TAG_LEN;
+    }
+    if (frame->vnet_hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE) {
+        frame->vnet_hdr.hdr_len += VLAN_TAG_LEN;
+    }
+}
+
+/* Receiving failed with errno: what of it? */
+static int packet_recv_error(QIOChannelPacket *pioc, Error **errp)
+{
+    switch (errno) {
+    case EAGAIN:
+        return QIO_CHANNEL_ERR_BLOCK;
+    case EINVAL:
+        /* A GSO type without a name in the vnet header; the frame is gone */
+        packet_count_drop(pioc, &pioc->stats.dropped_gso, 1,
+                          "unknown GSO type");
+        return 0;
+    case ENETDOWN:
+        if (!packet_check_gone(pioc)) {
+            return 0;
+        }
+        /* fall through */
+    case ENXIO:
+    case ENODEV:
+        return packet_error_gone(pioc, errp);
+    default:
+        error_setg_errno(errp, errno, "cannot receive from interface '%s'",
+                         pioc->ifname);
+        return -1;
+    }
+}
+
+int qio_channel_packet_recv_frame(QIOChannelPacket *pioc,
+                                  QIOChannelPacketFrame *frame,
+                                  Error **errp)
+{
+    union {
+        struct cmsghdr hdr;
+        char buf[CMSG_SPACE(sizeof(struct tpacket_auxdata))];
+    } control;
+    struct sockaddr_ll sll = { 0 };
+    struct iovec iov[2] = {
+        {
+            .iov_base = &frame->vnet_hdr,
+            .iov_len = sizeof(frame->vnet_hdr),
+        }, {
+            .iov_base = pioc->buf + PACKET_HEADROOM,
+            .iov_len = QIO_CHANNEL_PACKET_MAX - VLAN_TAG_LEN -
+                       sizeof(frame->vnet_hdr),
+        },
+    };
+    struct msghdr msg = {
+        .msg_name = &sll,
+        .msg_namelen = sizeof(sll),
+        .msg_iov = iov,
+        .msg_iovlen = ARRAY_SIZE(iov),
+        .msg_control = &control,
+        .msg_controllen = sizeof(control),
+    };
+    struct cmsghdr *cmsg;
+    ssize_t len;
+
+    assert(pioc->mode == QIO_CHANNEL_PACKET_CAPTURE);
+
+    len = RETRY_ON_EINTR(recvmsg(pioc->fd, &msg, MSG_DONTWAIT));
+    if (len < 0) {
+        return packet_recv_error(pioc, errp);
+    }
+    if (len == 0) {
+        /* Only a test's socket has a peer that can close */
+        return packet_error_gone(pioc, errp);
+    }
+    if (sll.sll_family == AF_PACKET && sll.sll_pkttype != PACKET_OUTGOING) {
+        return 0;
+    }
+    if (msg.msg_flags & MSG_TRUNC) {
+        packet_count_drop(pioc, &pioc->stats.dropped_truncated, 1,
+                          "longer than the buffer");
+        return 0;
+    }
+    if (len <= sizeof(frame->vnet_hdr)) {
+        packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1, "empty");
+        return 0;
+    }
+
+    frame->data = pioc->buf + PACKET_HEADROOM;
+    frame->len = len - sizeof(frame->vnet_hdr);
+
+    for (cmsg = CMSG_FIRSTHDR(&msg); cmsg; cmsg = CMSG_NXTHDR(&msg, cmsg)) {
+        if (cmsg->cmsg_level == SOL_PACKET &&
+            cmsg->cmsg_type == PACKET_AUXDATA) {
+            struct tpacket_auxdata aux;
+
+            memcpy(&aux, CMSG_DATA(cmsg), sizeof(aux));
+            if (aux.tp_status & TP_STATUS_VLAN_VALID) {
+                packet_insert_vlan_tag(frame, &aux);
+            }
+        }
+    }
+
+    pioc->stats.frames++;
+    pioc->stats.bytes += frame->len;
+    return 1;
+}
+
+/* The Internet checksum (RFC 1071) of @len bytes, as a big-endian number */
+static uint16_t packet_checksum(const uint8_t *data, size_t len)
+{
+    uint64_t sum = 0;
+    size_t i;
+
+    for (i = 0; i + 1 < len; i += 2) {
+        sum += lduw_be_p(data + i);
+    }
+    if (i < len) {
+        sum += data[i] << 8;
+    }
+    while (sum >> 16) {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    return ~sum;
+}
+
+bool qio_channel_packet_complete_frame(QIOChannelPacket *pioc,
+                                       QIOChannelPacketFrame *frame)
+{
+    struct virtio_net_hdr *hdr = &frame->vnet_hdr;
+    size_t field = hdr->csum_start + hdr->csum_offset;
+    uint16_t sum;
+
+    if (hdr->gso_type != VIRTIO_NET_HDR_GSO_NONE) {
+        packet_count_drop(pioc, &pioc->stats.dropped_gso, 1,
+                          "a GSO frame needs 'vnet_hdr_support' or "
+                          "'af-packet-vnet-hdr' to travel");
+        return false;
+    }
+    if (hdr->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) {
+        if (field + sizeof(sum) > frame->len) {
+            packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1,
+                              "the checksum is outside the frame");
+            return false;
+        }
+        /*
+         * The field already holds the pseudo header's sum.  A sum of 0 is
+         * sent as 0xffff, for in UDP 0 means that there is none.
+         */
+        sum = packet_checksum(frame->data + hdr->csum_start,
+                              frame->len - hdr->csum_start);
+        stw_be_p(frame->data + field, sum ?: 0xffff);
+    }
+    memset(hdr, 0, sizeof(*hdr));
+    return true;
+}
+
+int qio_channel_packet_send_frame(QIOChannelPacket *pioc,
+                                  const QIOChannelPacketFrame *frame,
+                                  Error **errp)
+{
+    struct iovec iov[2] = {
+        {
+            .iov_base = (void *)&frame->vnet_hdr,
+            .iov_len = sizeof(frame->vnet_hdr),
+        }, {
+            .iov_base = frame->data,
+            .iov_len = frame->len,
+        },
+    };
+    struct msghdr msg = {
+        .msg_iov = iov,
+        .msg_iovlen = ARRAY_SIZE(iov),
+    };
+
+    assert(pioc->mode == QIO_CHANNEL_PACKET_INJECT);
+
+    if (RETRY_ON_EINTR(sendmsg(pioc->fd, &msg,
+                               MSG_DONTWAIT | MSG_NOSIGNAL)) >= 0) {
+        pioc->retry_at = 0;
+        pioc->stats.frames++;
+        pioc->stats.bytes += frame->len;
+        return 0;
+    }
+
+    switch (errno) {
+    case EAGAIN:
+    case ENOBUFS:
+    case ENOMEM:
+        pioc->stats.no_room++;
+        pioc->retry_at = g_get_monotonic_time() + QIO_CHANNEL_PACKET_RETRY_US;
+        return QIO_CHANNEL_ERR_BLOCK;
+    case EMSGSIZE:
+        packet_count_drop(pioc, &pioc->stats.dropped_too_big, 1,
+                          "longer than the interface's MTU allows");
+        return 0;
+    case ENETDOWN:
+        if (!packet_check_gone(pioc)) {
+            packet_count_drop(pioc, &pioc->stats.dropped_down, 1,
+                              "the interface is down");
+            return 0;
+        }
+        /* fall through */
+    case ENXIO:
+    case ENODEV:
+    case EPIPE:
+    case ECONNRESET:
+        return packet_error_gone(pioc, errp);
+    default:
+        packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1,
+                          "refused by the kernel as malformed");
+        return 0;
+    }
+}
+
+
+/* The byte stream */
+
+/* Make a message of the next frame: the same returns as receiving a frame */
+static int packet_next_message(QIOChannelPacket *pioc, Error **errp)
+{
+    QIOChannelPacketFrame frame;
+    uint8_t *msg;
+    size_t len;
+    int ret;
+
+    ret = qio_channel_packet_recv_frame(pioc, &frame, errp);
+    if (ret != 1) {
+        return ret;
+    }
+    if (!pioc->vnet_hdr && !qio_channel_packet_complete_frame(pioc, &frame)) {
+        return 0;
+    }
+
+    msg = frame.data;
+    len = frame.len;
+    if (pioc->vnet_hdr) {
+        msg -= sizeof(frame.vnet_hdr);
+        len += sizeof(frame.vnet_hdr);
+        memcpy(msg, &frame.vnet_hdr, sizeof(frame.vnet_hdr));
+        msg -= sizeof(uint32_t);
+        stl_be_p(msg, sizeof(frame.vnet_hdr));
+    }
+    msg -= sizeof(uint32_t);
+    stl_be_p(msg, len);
+
+    pioc->pos = msg - pioc->buf;
+    pioc->len = frame.data + frame.len - pioc->buf;
+    return 1;
+}
+
+static ssize_t qio_channel_packet_readv(QIOChannel *ioc,
+                                        const struct iovec *iov, size_t niov,
+                                        int **fds, size_t *nfds, int flags,
+                                        Error **errp)
+{
+    QIOChannelPacket *pioc = QIO_CHANNEL_PACKET(ioc);
+    size_t want = iov_size(iov, niov);
+    size_t done = 0;
+    int drops = 0;
+
+    if (pioc->mode != QIO_CHANNEL_PACKET_CAPTURE) {
+        error_setg(errp, "a packet channel that injects cannot be read");
+        return -1;
+    }
+
+    while (done < want) {
+        size_t n = iov_from_buf(iov, niov, done, pioc->buf + pioc->pos,
+                                MIN(want - done, pioc->len - pioc->pos));
+        Error *err = NULL;
+        int ret;
+
+        done += n;
+        pioc->pos += n;
+        if (pioc->pos < pioc->len) {
+            continue;
+        }
+
+        ret = packet_next_message(pioc, &err);
+        if (ret == 0 && ++drops == PACKET_MAX_DROPS) {
+            ret = QIO_CHANNEL_ERR_BLOCK;
+        }
+        if (ret == QIO_CHANNEL_ERR_BLOCK && !done && pioc->blocking) {
+            qio_channel_wait(ioc, G_IO_IN);
+            drops = 0;
+            ret = 0;
+        }
+        if (ret < 0) {
+            if (done) {
+                /* An error comes again at the next call */
+                error_free(err);
+                break;
+            }
+            error_propagate(errp, err);
+            return ret;
+        }
+    }
+    return done;
+}
+
+/* Send the frame of the complete message in buf, or drop it as unusable */
+static int packet_send_message(QIOChannelPacket *pioc, Error **errp)
+{
+    QIOChannelPacketFrame frame = { 0 };
+    size_t vnet_hdr_len = 0;
+
+    frame.data = pioc->buf + sizeof(uint32_t);
+    if (pioc->vnet_hdr) {
+        vnet_hdr_len = ldl_be_p(frame.data);
+        frame.data += sizeof(uint32_t);
+    }
+    frame.len = pioc->buf + pioc->len - frame.data;
+
+    if (vnet_hdr_len >= frame.len ||
+        (vnet_hdr_len && vnet_hdr_len < sizeof(frame.vnet_hdr))) {
+        packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1,
+                          "the message has no room for the vnet header "
+                          "and a frame");
+        return 0;
+    }
+    if (vnet_hdr_len) {
+        /* What follows the first fields is of no use to the kernel */
+        memcpy(&frame.vnet_hdr, frame.data, sizeof(frame.vnet_hdr));
+        frame.data += vnet_hdr_len;
+        frame.len -= vnet_hdr_len;
+    }
+    return qio_channel_packet_send_frame(pioc, &frame, errp);
+}
+
+static ssize_t qio_channel_packet_writev(QIOChannel *ioc,
+                                         const struct iovec *iov, size_t niov,
+                                         int *fds, size_t nfds, int flags,
+                                         Error **errp)
+{
+    QIOChannelPacket *pioc = QIO_CHANNEL_PACKET(ioc);
+    const size_t hdr_len = pioc->vnet_hdr ? MSG_HDR_MAX : sizeof(uint32_t);
+    size_t have = iov_size(iov, niov);
+    size_t done = 0;
+
+    if (pioc->mode != QIO_CHANNEL_PACKET_INJECT) {
+        error_setg(errp, "a packet channel that captures cannot be written");
+        return -1;
+    }
+
+    while (done < have) {
+        size_t end = hdr_len;
+        size_t n;
+        int ret;
+
+        if (pioc->len >= hdr_len) {
+            end += ldl_be_p(pioc->buf);
+        }
+        n = iov_to_buf(iov, niov, done, pioc->buf + pioc->len,
+                       MIN(have - done, end - pioc->len));
+        done += n;
+        pioc->len += n;
+        if (pioc->len < hdr_len) {
+            continue;
+        }
+
+        end = ldl_be_p(pioc->buf);
+        if (end > QIO_CHANNEL_PACKET_MAX) {
+            /* Out of step for good: this comes again at each write */
+            error_setg(errp, "message of %zu bytes for interface '%s', "
+                       "at most %d are possible", end, pioc->ifname,
+                       QIO_CHANNEL_PACKET_MAX);
+            pioc->len = hdr_len;
+            return -1;
+        }
+        if (pioc->len < hdr_len + end) {
+            continue;
+        }
+
+        ret = packet_send_message(pioc, errp);
+        if (ret == QIO_CHANNEL_ERR_BLOCK) {
+            pioc->len--;
+            done--;
+            if (done) {
+                return done;
+            }
+            if (!pioc->blocking) {
+                return QIO_CHANNEL_ERR_BLOCK;
+            }
+            qio_channel_wait(ioc, G_IO_OUT);
+            continue;
+        }
+        pioc->len = 0;
+        if (ret < 0) {
+            return ret;
+        }
+    }
+    return done;
+}
+
+static int qio_channel_packet_set_blocking(QIOChannel *ioc, bool enabled,
+                                           Error **errp)
+{
+    QIO_CHANNEL_PACKET(ioc)->blocking = enabled;
+    return 0;
+}
+
+static int qio_channel_packet_close(QIOChannel *ioc, Error **errp)
+{
+    QIOChannelPacket *pioc = QIO_CHANNEL_PACKET(ioc);
+
+    if (pioc->fd != -1) {
+        packet_update_kernel_drops(pioc);
+        close(pioc->fd);
+        pioc->fd = -1;
+    }
+    return 0;
+}
+
+static void qio_channel_packet_set_aio_fd_handler(QIOChannel *ioc,
+                                                  AioContext *read_ctx,
+                                                  IOHandler *io_read,
+                                                  AioContext *write_ctx,
+                                                  IOHandler *io_write,
+                                                  void *opaque)
+{
+    QIOChannelPacket *pioc = QIO_CHANNEL_PACKET(ioc);
+
+    qio_channel_util_set_aio_fd_handler(pioc->fd, read_ctx, io_read,
+                                        pioc->fd, write_ctx, io_write,
+                                        opaque);
+}
+
+
+/*
+ * Watches.  The file descriptor alone does not tell: bytes of a message may
+ * wait in the buffer, and a packet socket always polls as writable.
+ */
+
+static GIOCondition packet_source_ready(QIOChannelPacketSource *source)
+{
+    QIOChannelPacket *pioc = source->ioc;
+    GIOCondition ready = source->fd.revents;
+
+    if (pioc->gone) {
+        ready |= G_IO_IN | G_IO_OUT | G_IO_HUP;
+    }
+    if (pioc->mode == QIO_CHANNEL_PACKET_CAPTURE) {
+        if (pioc->pos < pioc->len) {
+            ready |= G_IO_IN;
+        }
+    } else if (!pioc->retry_at || g_get_monotonic_time() >= pioc->retry_at) {
+        ready |= G_IO_OUT;
+    }
+    return ready & source->condition;
+}
+
+static gboolean packet_source_prepare(GSource *gsource, gint *timeout)
+{
+    QIOChannelPacketSource *source = (QIOChannelPacketSource *)gsource;
+
+    *timeout = -1;
+    source->fd.revents = 0;
+    if (packet_source_ready(source)) {
+        return true;
+    }
+    if ((source->condition & G_IO_OUT) && source->ioc->retry_at) {
+        *timeout = QIO_CHANNEL_PACKET_RETRY_US / 1000;
+    }
+    return false;
+}
+
+static gboolean packet_source_check(GSource *gsource)
+{
+    QIOChannelPacketSource *source = (QIOChannelPacketSource *)gsource;
+
+    if (source->ioc->ifindex && (source->fd.revents & (G_IO_ERR | G_IO_HUP))) {
+        /* "Down" goes away with its error; "gone" stays, see above */
+        packet_check_gone(source->ioc);
+        source->fd.revents &= ~(G_IO_ERR | G_IO_HUP);
+    }
+    return packet_source_ready(source) != 0;
+}
+
+static gboolean packet_source_dispatch(GSource *gsource, GSourceFunc callback,
+                                       gpointer user_data)
+{
+    QIOChannelPacketSource *source = (QIOChannelPacketSource *)gsource;
+    QIOChannelFunc func = (QIOChannelFunc)callback;
+
+    return func(QIO_CHANNEL(source->ioc), packet_source_ready(source),
+                user_data);
+}
+
+static void packet_source_finalize(GSource *gsource)
+{
+    object_unref(OBJECT(((QIOChannelPacketSource *)gsource)->ioc));
+}
+
+static GSourceFuncs packet_source_funcs = {
+    packet_source_prepare,
+    packet_source_check,
+    packet_source_dispatch,
+    packet_source_finalize
+};
+
+static GSource *qio_channel_packet_create_watch(QIOChannel *ioc,
+                                                GIOCondition condition)
+{
+    QIOChannelPacket *pioc = QIO_CHANNEL_PACKET(ioc);
+    GSource *gsource = g_source_new(&packet_source_funcs,
+                                    sizeof(QIOChannelPacketSource));
+    QIOChannelPacketSource *source = (QIOChannelPacketSource *)gsource;
+
+    source->ioc = QIO_CHANNEL_PACKET(object_ref(OBJECT(ioc)));
+    source->condition = condition;
+    source->fd.fd = pioc->fd;
+    source->fd.events = condition & ~G_IO_OUT;
+    g_source_add_poll(gsource, &source->fd);
+    return gsource;
+}
+
+static void qio_channel_packet_init(Object *obj)
+{
+    QIO_CHANNEL_PACKET(obj)->fd = -1;
+}
+
+static void qio_channel_packet_finalize(Object *obj)
+{
+    QIOChannelPacket *pioc = QIO_CHANNEL_PACKET(obj);
+
+    qio_channel_packet_close(QIO_CHANNEL(obj), NULL);
+    g_free(pioc->ifname);
+    g_free(pioc->buf);
+}
+
+static void qio_channel_packet_class_init(ObjectClass *klass, const void *data)
+{
+    QIOChannelClass *ioc_klass = QIO_CHANNEL_CLASS(klass);
+
+    ioc_klass->io_writev = qio_channel_packet_writev;
+    ioc_klass->io_readv = qio_channel_packet_readv;
+    ioc_klass->io_set_blocking = qio_channel_packet_set_blocking;
+    ioc_klass->io_close = qio_channel_packet_close;
+    ioc_klass->io_create_watch = qio_channel_packet_create_watch;
+    ioc_klass->io_set_aio_fd_handler = qio_channel_packet_set_aio_fd_handler;
+}
+
+static const TypeInfo qio_channel_packet_info = {
+    .parent = TYPE_QIO_CHANNEL,
+    .name = TYPE_QIO_CHANNEL_PACKET,
+    .instance_size = sizeof(QIOChannelPacket),
+    .instance_init = qio_channel_packet_init,
+    .instance_finalize = qio_channel_packet_finalize,
+    .class_init = qio_channel_packet_class_init,
+};
+
+static void qio_channel_packet_register_types(void)
+{
+    type_register_static(&qio_channel_packet_info);
+}
+
+type_init(qio_channel_packet_register_types);

@@ -1,0 +1,214 @@
+/*
+ * filter-redirector: a host network interface as its source or destination
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef NET_FILTER_PACKET_H
+#define NET_FILTER_PACKET_H
+
+#include "chardev/char-fe.h"
+#include "io/channel-packet.h"
+#include "net/filter.h"
+#include "net/net.h"
+
+typedef struct FilterPacket FilterPacket;
+typedef struct FilterPacketHeld FilterPacketHeld;
+
+/*
+ * FilterPacket: the part of a redirector's state behind in_netdev, out_netdev
+ * and hold_limit.  All of its functions are for the main loop's thread, or
+ * any other that holds the BQL.
+ */
+struct FilterPacket {
+    NetFilterState *nf;
+    CharFrontend *chr_in;
+    CharFrontend *chr_out;
+
+    char *in_netdev;
+    char *out_netdev;
+    uint64_t hold_limit;        /* bytes */
+
+    bool has_indev;
+    bool has_outdev;
+    bool vnet_hdr;              /* on the wire */
+
+    QIOChannelPacket *ioc;      /* NULL: neither in_netdev nor out_netdev */
+    bool active;
+    bool gone;                  /* the interface */
+
+    /* Capture to outdev: the message that is under way */
+    bool connected;
+    uint8_t *msg;
+    size_t msg_pos;
+    size_t msg_len;             /* 0: none */
+    guint msg_watch;
+    bool drained;               /* inactive, and the socket is empty */
+    uint64_t discarded;         /* frames that found no peer when it ended */
+
+    /* Inject: frames that wait, oldest first */
+    QSIMPLEQ_HEAD(, FilterPacketHeld) held;
+    uint64_t held_bytes;        /* of memory */
+    QEMUTimer *retry;
+    uint64_t dropped_no_room;   /* frames from the chain beyond hold_limit */
+    uint64_t dropped_unusable;  /* messages without a frame */
+    uint64_t dropped_gone;      /* frames after the interface was gone */
+};
+
+#ifdef CONFIG_AF_PACKET
+
+/**
+ * filter_packet_class_init:
+ * @oc: class of a filter that has a FilterPacket
+ *
+ * Add the properties in_netdev, out_netdev and hold_limit.  The filter's file
+ * defines filter_packet_get().
+ */
+void filter_packet_class_init(ObjectClass *oc);
+
+/**
+ * filter_packet_get:
+ * @obj: a filter whose class has been through filter_packet_class_init()
+ *
+ * Returns: the FilterPacket in @obj
+ */
+FilterPacket *filter_packet_get(Object *obj);
+
+/**
+ * filter_packet_init:
+ * @p: part of @nf, zeroed; for the instance_init of @nf
+ * @nf: the filter
+ * @chr_in: its indev, which the filter itself reads
+ * @chr_out: its outdev, used by @p alone when there is an in_netdev
+ */
+void filter_packet_init(FilterPacket *p, NetFilterState *nf,
+                        CharFrontend *chr_in, CharFrontend *chr_out);
+
+/**
+ * filter_packet_check:
+ * @p: the FilterPacket
+ * @indev: the filter's option, or NULL
+ * @outdev: the filter's option, or NULL
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Returns: false if options contradict each other
+ */
+bool filter_packet_check(FilterPacket *p, const char *indev,
+                         const char *outdev, Error **errp);
+
+/**
+ * filter_packet_setup:
+ * @p: a FilterPacket that has been checked; outdev is initialized
+ * @vnet_hdr: whether messages carry a vnet header
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Open the interface, if an option names one.
+ *
+ * Returns: true on success, false on error
+ */
+bool filter_packet_setup(FilterPacket *p, bool vnet_hdr, Error **errp);
+
+/**
+ * filter_packet_cleanup:
+ * @p: the FilterPacket, in any state
+ *
+ * Release everything.  To be called before outdev is.
+ */
+void filter_packet_cleanup(FilterPacket *p);
+
+/**
+ * filter_packet_set_active:
+ * @p: the FilterPacket
+ * @active: whether the filter is active now
+ *
+ * Start or stop the capture; inject what is held, or begin to hold.
+ */
+void filter_packet_set_active(FilterPacket *p, bool active);
+
+/**
+ * filter_packet_receive_iov:
+ * @p: the FilterPacket of an active filter
+ * @flags: QEMU_NET_PACKET_FLAG_*
+ * @iov: a packet from the chain, with the netdev's vnet header
+ * @iovcnt: elements of @iov
+ *
+ * Returns: the packet's size if it was injected, 0 if the chain goes on
+ */
+ssize_t filter_packet_receive_iov(FilterPacket *p, unsigned flags,
+                                  const struct iovec *iov, int iovcnt);
+
+/**
+ * filter_packet_can_read:
+ * @p: the FilterPacket with indev and out_netdev
+ *
+ * Returns: bytes that may be read from indev now
+ */
+int filter_packet_can_read(FilterPacket *p);
+
+/**
+ * filter_packet_receive_message:
+ * @p: the FilterPacket with indev and out_netdev
+ * @rs: holds a whole message
+ *
+ * Inject the frame of a message from indev, or hold it.
+ */
+void filter_packet_receive_message(FilterPacket *p, const SocketReadState *rs);
+
+#else /* !CONFIG_AF_PACKET */
+
+static inline void filter_packet_class_init(ObjectClass *oc)
+{
+}
+
+static inline void filter_packet_init(FilterPacket *p, NetFilterState *nf,
+                                      CharFrontend *chr_in,
+                                      CharFrontend *chr_out)
+{
+}
+
+static inline bool filter_packet_check(FilterPacket *p, const char *indev,
+                                       const char *outdev, Error **errp)
+{
+    if (!indev && !outdev) {
+        error_setg(errp, "filter-redirector needs at least one of 'indev' "
+                   "and 'outdev'");
+        return false;
+    }
+    return true;
+}
+
+static inline bool filter_packet_setup(FilterPacket *p, bool vnet_hdr,
+                                       Error **errp)
+{
+    return true;
+}
+
+static inline void filter_packet_cleanup(FilterPacket *p)
+{
+}
+
+static inline void filter_packet_set_active(FilterPacket *p, bool active)
+{
+}
+
+static inline ssize_t filter_packet_receive_iov(FilterPacket *p,
+                                                unsigned flags,
+                                                const struct iovec *iov,
+                                                int iovcnt)
+{
+    return 0;
+}
+
+static inline int filter_packet_can_read(FilterPacket *p)
+{
+    return 0;
+}
+
+static inline void filter_packet_receive_message(FilterPacket *p,
+                                                 const SocketReadState *rs)
+{
+}
+
+#endif /* !CONFIG_AF_PACKET */
+
+#endif /* NET_FILTER_PACKET_H */
