@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The lab's harness: live-migrate a real guest and count its packets.
+
+    products.py   the guest: kernel from the distribution, our initramfs
+    system.py     namespaces, child processes, and their removal at any exit
+    qmp.py        QEMU's monitor
+    peer.py       control of the two ends of the stream (guest/stream.c)
+    count.py      records -> lost, duplicated, reordered, outage; no I/O
+    migrate.py    one run: set up, migrate, count -> a result (dict)
+    report.py     results -> promises, table and picture
+    cli.py        what the commands share
+    selftest.py   checks of the lab's own parts
+
+Needs root, Python 3.9's standard library and iproute2.  Every wait is for an
+event and has a time limit; LAB_PATIENCE multiplies the limits on slow machines.
+"""
+import os
+
+PATIENCE = float(os.environ.get('LAB_PATIENCE', '1'))
+
+
+class LabError(Exception):
+    """Something the user can act on: says what failed, and the way out."""

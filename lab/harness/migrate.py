@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One run: boot the guest on host a, stream in both directions, migrate it to
+host b (or not, as a control), fetch the records of both ends, count.
+
+The command lines of both QEMUs are complete from the start; nothing is done
+over QMP but "migrate" itself, its parameters, and looking.
+
+With mode "ours", host a captures what reaches its TAP while the VM is stopped,
+and host b injects that.  Between them is a socket on which a listens (wait=off)
+and b connects.  Of the two ways only this one works with static command lines:
+b starts last, always with a running, so it finds the socket there and fails at
+once if not; a need not know where it will be migrated to.  A machine that has
+been migrated can carry both filters and be migrated on.
+"""
+import os
+import random
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from . import LabError, count, products
+from .peer import Peer
+from .qmp import QMP
+from .system import (CLIENT_ADDRESS, CLIENT_MAC, GUEST_ADDRESS, GUEST_MAC,
+                     LINK_ADDRESS, System)
+
+MODES = ('control', 'stock', 'ours')
+PORT = 7000
+INCOMING = f'tcp:{LINK_ADDRESS["b"]}:7002'
+
+CAPTURE = [
+    '-chardev', f'socket,id=m0,host={LINK_ADDRESS["a"]},port=7001,'
+                'server=on,wait=off,nodelay=on',
+    '-object', 'filter-redirector,id=cap0,netdev=n0,in_netdev=n0,outdev=m0,'
+               'enable_when_running=off,enable_when_stopped=on,'
+               'vnet_hdr_support=on']
+INJECT = [
+    '-chardev', f'socket,id=m0,host={LINK_ADDRESS["a"]},port=7001,nodelay=on',
+    '-object', 'filter-redirector,id=inj0,netdev=n0,indev=m0,out_netdev=n0,'
+               'vnet_hdr_support=on']
+
+
+@dataclass
+class Conditions:
+    rate: int = 500             # packets/s, in each direction
+    size: int = 200             # bytes of UDP payload
+    dirty: int = 4              # MiB that the guest writes to every 100 ms
+    bandwidth: int = 20         # max-bandwidth of the migration, MB/s
+    link: int = 500             # Mbit/s of the link that it uses, 0: no limit
+    before: float = 2           # seconds of traffic before the migration
+    after: float = 3            # and after it
+    txqueuelen: int = 20000     # of both TAPs
+    memory: int = 128           # MiB
+    vhost: bool = False
+    accel: str = os.environ.get('LAB_ACCEL') or 'tcg,thread=multi'
+
+    def __str__(self):
+        return (f'{self.rate} packets/s of {self.size} bytes in each direction,'
+                f' guest dirties {self.dirty} MiB per 100 ms, '
+                f'migration at {self.bandwidth} MB/s over a link of '
+                f'{self.link or "unlimited"} Mbit/s, '
+                f'vhost={"on" if self.vhost else "off"}, '
+                f'TAP txqueuelen {self.txqueuelen}, '
+                f'accel {self.accel.split(",")[0]}')
+
+
+def qemu_argv(c, qmp, log, extra):
+    append = (f'console=ttyS0 quiet panic=-1 reboot=t net.ifnames=0 '
+              f'ipv6.disable=1 lab.address={GUEST_ADDRESS} '
+              f'lab.peer={CLIENT_ADDRESS} lab.peer_mac={CLIENT_MAC} '
+              f'lab.port={PORT}')
+    if c.accel.startswith('tcg'):
+        # On a busy machine a guest under TCG can misjudge its TSC's frequency
+        # by a factor; the HPET says what its own is.
+        append += ' clocksource=hpet'
+    netdev = 'tap,id=n0,ifname=tap0,script=no,downscript=no,vhost='
+    netdev += 'on,vhostforce=on' if c.vhost else 'off'
+    made = products.directory().resolve()
+    return [products.qemu_binary(),
+            *os.environ.get('LAB_QEMU_ARGS', '').split(),
+            *products.firmware_options(),
+            '-nodefaults', '-no-user-config', '-display', 'none',
+            '-no-reboot', '-M', 'q35', '-cpu', 'max', '-accel', c.accel,
+            '-m', str(c.memory),
+            '-kernel', str(made / 'kernel' / 'vmlinuz'),
+            '-initrd', str(made / 'initramfs'),
+            '-append', append,
+            '-netdev', netdev,
+            '-device', f'virtio-net-pci,netdev=n0,mac={GUEST_MAC},romfile=',
+            '-serial', f'file:{log}.console', *qmp.arguments, *extra]
+
+
+def start_qemu(system, host, c, log, extra=()):
+    qmp = QMP(system.tmp, host)
+    argv = qemu_argv(c, qmp, log, extra)
+    child = system.start(f'QEMU on host {host}', host, argv, f'{log}.log')
+    Path(f'{log}.cmd').write_text('\n'.join(argv) + '\n')
+    qmp.connect(child)
+    return qmp
+
+
+def migrate(source, destination, c):
+    """Returns when the guest was stopped and resumed (host ns), and QEMU's
+    own account of the migration."""
+    for qmp in (source, destination):
+        qmp.execute('migrate-set-capabilities', capabilities=[
+            {'capability': 'events', 'state': True}])
+    source.execute('migrate-set-parameters',
+                   max_bandwidth=c.bandwidth * 1_000_000)
+    source.execute('migrate', uri=INCOMING)
+    end = source.wait('MIGRATION', 60, status=('completed', 'failed'))
+    if end['data']['status'] == 'failed':
+        reason = source.execute('query-migrate').get('error-desc', 'no reason')
+        raise LabError(f'the migration failed: {reason}')
+    resume = destination.wait('RESUME', 20)['ns']
+    stop = source.wait('STOP', 1)['ns']
+    return stop, resume, source.execute('query-migrate')
+
+
+def tap_drops(system, host):
+    """Frames that found the TAP's queue full."""
+    path = '/sys/class/net/tap0/statistics/tx_dropped'
+    return int(subprocess.run(
+        ['ip', 'netns', 'exec', system.name(host), 'cat', path],
+        check=True, capture_output=True).stdout)
+
+
+def run(mode, conditions=None, logs=None, say=lambda line: None):
+    """One run in MODE.  Logs go to the directory LOGS.
+
+    The result is a dict of plain values: the conditions, one set of figures
+    per direction, and the arrivals at the guest in host time for the picture.
+    """
+    c = conditions or Conditions()
+    logs = Path(logs or products.directory() / 'logs').resolve()
+    logs.mkdir(parents=True, exist_ok=True)
+    log = lambda host: str(logs / f'{mode}-{host}')
+    made = products.build(say).resolve()
+    migrating = mode != 'control'
+    stop = resume = info = None
+
+    with System(c.txqueuelen, c.link) as system:
+        started = time.monotonic()
+        a = start_qemu(system, 'a', c, log('a'),
+                       CAPTURE if mode == 'ours' else ())
+        control = system.udp_socket('client')
+        guest = Peer(f'guest (see {log("*")}.console)', control,
+                     GUEST_ADDRESS, PORT, system.check)
+        guest.counters('status', 60)
+        boot = time.monotonic() - started
+        say(f'{mode}: guest is up after {boot:.1f} s')
+
+        system.start('client', 'client', [str(made / 'stream'), str(PORT)],
+                     log('client') + '.log')
+        client = Peer('client', control, CLIENT_ADDRESS, PORT, system.check)
+        client.counters('status')
+        if migrating:
+            b = start_qemu(system, 'b', c, log('b'),
+                           ['-incoming', INCOMING,
+                            *(INJECT if mode == 'ours' else ())])
+
+        number = random.randrange(1, 1 << 31)
+        guest.ask(f'set {number} {CLIENT_ADDRESS} {PORT} '
+                  f'{c.rate} {c.size} {c.dirty}')
+        client.ask(f'set {number} {GUEST_ADDRESS} {PORT} '
+                   f'{c.rate} {c.size} 0')
+        guest.ask('go')
+        client.ask('go')
+        target = int(c.before * c.rate)
+        client.ask(f'wait sent {target}', c.before + 20)
+        if migrating:
+            stop, resume, info = migrate(a, b, c)
+            target = client.counters('status')['sent']
+        client.ask(f'wait sent {target + int(c.after * c.rate)}', c.after + 20)
+
+        # The answers travel behind the last data packets, see stream.c.
+        client.ask('stop')
+        at_guest = guest.counters('stop', 20)
+        at_client = client.counters('status')
+        say(f'{mode}: fetching the records')
+        guest_records, client_records = guest.records(), client.records()
+        drops = {host: tap_drops(system, host) for host in ('a', 'b')}
+
+    result = {
+        'mode': mode, 'conditions': asdict(c), 'conditions_text': str(c),
+        'boot_s': round(boot, 2),
+        'stop_window_ms': None, 'reported_downtime_ms': None,
+        'migration_ms': None, 'queue_full_drops': drops}
+    if migrating:
+        result.update(stop_window_ms=ms(resume - stop),
+                      reported_downtime_ms=info['downtime'],
+                      migration_ms=info['total-time'])
+    result.update(evaluate(guest_records, client_records, at_guest, at_client,
+                           stop, resume))
+    return result
+
+
+def ms(ns):
+    return round(ns / 1e6, 1)
+
+
+def evaluate(guest_records, client_records, at_guest, at_client, stop, resume):
+    """The figures of both directions, and what the picture needs.  Times of
+    arrivals are relative to the stop (without one, to the first packet)."""
+    clock = count.GuestClock(client_records, stop, resume)
+    at = {'to_guest': [(clock.to_host(r.arrival_ns), r.seq)
+                       for r in count.first_arrivals(guest_records)],
+          'to_client': [(r.arrival_ns, r.seq)
+                        for r in count.first_arrivals(client_records)]}
+    before = [r for r in client_records if not stop or r.arrival_ns < stop]
+    rate = clock.rate(before)
+    if not 0.95 < rate < 1.05:
+        raise LabError(f"the guest's clock runs {rate:.2f} times as fast as "
+                       f"the host's: this run is invalid")
+    zero = stop if stop is not None else guest_records[0].sent_ns
+    lost = count.lost_numbers(at_client['sent'], guest_records)
+
+    result = {}
+    for direction, sender, receiver, records in (
+            ('to_guest', at_client, at_guest, guest_records),
+            ('to_client', at_guest, at_client, client_records)):
+        figures = count.count(sender['sent'], records)
+        length, begin = count.outage([t for t, _ in at[direction]],
+                                     stop or 0)
+        figures.update(
+            damaged=receiver['damaged'] + receiver['foreign']
+            + receiver['checksum_errors'],
+            outage_ms=ms(length), outage_at_ms=ms(begin - zero),
+            holes=count.holes(count.lost_numbers(sender['sent'], records)),
+            socket_full_drops=receiver['buffer_errors'],
+            send_errors=sender['send_errors'])
+        result[direction] = figures
+    relative = lambda ns: round((ns - zero) / 1e6, 3)
+    result['timeline'] = {
+        'stop_ms': 0 if stop is not None else None,
+        'resume_ms': ms(resume - stop) if stop is not None else None,
+        'sent': [(relative(r.sent_ns), r.seq) for r in guest_records],
+        'received': [(relative(t), n) for t, n in at['to_guest']],
+        'lost': [(relative(count.send_time(n, guest_records)), n)
+                 for n in lost],
+        'clock_step_ms': ms(clock.after - clock.before)}
+    return result

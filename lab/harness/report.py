@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Results for people: what was promised, a table, the timeline picture."""
+import subprocess
+from pathlib import Path
+
+from . import LabError
+
+BASELINE = 10           # with fewer losses, "a tenth" means nothing
+
+
+def promises(mode, results):
+    """[(name, kept, figures)] of the run in MODE, one of the RESULTS."""
+    to_guest, to_client = (results[mode][d] for d, _ in DIRECTIONS)
+    lost = to_guest['lost']
+    out = [(f'{mode}-loses-nothing-from-the-guest', not to_client['lost'],
+            f'{to_client["lost"]} lost'),
+           (f'{mode}-damages-nothing',
+            not to_guest['damaged'] + to_client['damaged'],
+            f'{to_guest["damaged"]} + {to_client["damaged"]} damaged')]
+    if mode == 'control':
+        out.append(('control-loses-nothing-to-the-guest', not lost,
+                    f'{lost} lost without a migration'))
+    elif mode == 'stock':
+        out.append(('stock-loses-packets', lost >= BASELINE,
+                    f'{lost} lost, a baseline from {BASELINE} on'))
+    elif 'stock' in results:
+        before = results['stock']['to_guest']['lost']
+        out.append(('ours-loses-less-than-a-tenth-of-stock',
+                    lost * 10 < before, f'{lost} lost, stock {before}'))
+    return out
+
+
+# -- table -------------------------------------------------------------------
+
+COLUMNS = ('sent', 'lost', 'duplicated', 'reordered', 'damaged')
+DIRECTIONS = (('to_guest', 'client to guest'), ('to_client', 'guest to client'))
+
+
+def table(results):
+    """Both directions of each run, and the conditions."""
+    rows = [('', '', *COLUMNS, 'outage', 'VM stopped', 'downtime')]
+    rows += [('', '', '', '', '', '', '', 'ms', 'ms', 'reported, ms')]
+    for r in results:
+        for i, (key, text) in enumerate(DIRECTIONS):
+            f = r[key]
+            rows.append((
+                '' if i else r['mode'], text, *(f[c] for c in COLUMNS),
+                f['outage_ms'],
+                *(('', '') if i or r['stop_window_ms'] is None else
+                  (r['stop_window_ms'], r['reported_downtime_ms']))))
+    widths = [max(len(str(row[i])) for row in rows)
+              for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [str(v).ljust(w) if i < 2 else str(v).rjust(w)
+                 for i, (v, w) in enumerate(zip(row, widths))]
+        lines.append('  '.join(cells).rstrip())
+    rule = '-' * max(map(len, lines))
+    body = '\n'.join([*lines[:2], rule, *lines[2:]])
+    return f'{body}\n\nConditions: {r["conditions_text"]}.'
+
+
+# -- picture -----------------------------------------------------------------
+
+# Told apart by colour-blind readers, too: what was lost has another shape.
+BLUE, RED, GREY, SHADE = '#1f6fb4', '#d1342f', '#9a9aa5', '#e9e9ee'
+INK = '#333333'
+NAMES = {'stock': 'Stock QEMU', 'ours': 'With filter-redirector'}
+
+
+def data_block(name, points):
+    lines = [f'{t} {n}' for t, n in points] or ['NaN NaN']
+    return '\n'.join([f'${name} << EOD', *lines, 'EOD'])
+
+
+def panel(r, key):
+    """gnuplot commands for one run."""
+    mode, f, resume = r['mode'], r['to_guest'], r['timeline']['resume_ms']
+    return f'''
+set label 1 "{{/:Bold {NAMES[mode]}}}: {f['lost']} of {f['sent']} packets \
+lost, longest time without a packet {f['outage_ms']:.0f} ms" \
+    at graph 0,1.06 left
+set label 2 "VM stopped, {resume:.0f} ms" at {resume / 2},graph 0.93 center
+set object 1 rectangle from 0,graph 0 to {resume},graph 1 \
+    behind fillcolor rgb "{SHADE}" fillstyle solid noborder
+set key {key}
+plot $sent_{mode} with lines lw 1 lc rgb "{GREY}" title "sent", \
+     $received_{mode} with points pt 7 ps 0.45 lc rgb "{BLUE}" \
+         title "received by the guest", \
+     $lost_{mode} with points pt 2 ps 0.65 lw 1.6 lc rgb "{RED}" title "lost"
+'''
+
+
+def picture(results, out):
+    """Write demo.gp, demo.svg and demo.png to the directory OUT: number over
+    time of the packets to the guest, one panel per run, all on one scale."""
+    longest = max(max(r['timeline']['resume_ms'], r['to_guest']['outage_ms'])
+                  for r in results)
+    begin, end = -0.5 * longest, 2 * longest
+    blocks, numbers = [], [0]
+    for r in results:
+        t = r['timeline']
+        # number 0 is the first packet sent after the stop
+        zero = min(n for at, n in t['sent'] + t['lost'] if at > 0)
+        for kind in ('sent', 'received', 'lost'):
+            points = t['sent'] + t['lost'] if kind == 'sent' else t[kind]
+            points = sorted((at, n - zero) for at, n in points
+                            if begin <= at <= end)
+            blocks.append(data_block(f'{kind}_{r["mode"]}', points))
+            numbers += [n for _, n in points]
+
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    script = f'''# Packets to a guest during its live migration, for gnuplot
+{chr(10).join(blocks)}
+set terminal TERMINAL
+set output OUTPUT
+set multiplot layout {len(results)},1 \\
+    margins 0.08,0.975,0.14,0.87 spacing 0,0.12
+set label 10 "{{/:Bold=16 Packets to a guest during its live migration}}" \\
+    at screen 0.08,0.965 left
+set label 11 "{results[0]['conditions_text']}" \\
+    at screen 0.08,0.025 left font ",10" textcolor rgb "#666666"
+set xrange [{begin}:{end}]
+set yrange [{1.1 * min(numbers)}:{1.1 * max(numbers)}]
+set border 3 lc rgb "{INK}"
+set tics nomirror out scale 0.5
+set grid xtics ytics lt 1 lc rgb "#dddddd" lw 0.5
+set key bottom right Left reverse samplen 1.5 spacing 1.15
+set ylabel "packet number"
+'''
+    for i, r in enumerate(results):
+        if i == len(results) - 1:
+            script += ('set xlabel "time since the VM was stopped on the '
+                       'source host, ms"\n')
+        script += panel(r, 'off' if i else 'on')
+        script += 'unset label 10\nunset label 11\n'
+    script += 'unset multiplot\n'
+    (out / 'demo.gp').write_text(script)
+
+    made = []
+    for terminal, name in (
+            ('svg size 900,640 font "Helvetica,13" background "white" '
+             'enhanced', 'demo.svg'),
+            ('pngcairo size 1350,960 font "sans,14" enhanced', 'demo.png')):
+        path = out / name
+        commands = script.replace('TERMINAL', terminal).replace(
+            'OUTPUT', f'"{path}"')
+        try:
+            r = subprocess.run(['gnuplot'], input=commands, text=True,
+                               capture_output=True)
+        except FileNotFoundError:
+            raise LabError('gnuplot is not installed (package gnuplot-nox): '
+                           'no picture') from None
+        if r.returncode or not path.exists():
+            raise LabError(f'gnuplot: {r.stderr.strip()}')
+        made.append(path)
+    return made

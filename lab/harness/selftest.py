@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Checks of the lab's own parts: a lab that miscounts proves nothing.
+
+Unprivileged: the counting, with made-up records.  Privileged: what stream
+accepts, with packets made here; and that nothing stays behind a killed harness.
+"""
+import os
+import select
+import struct
+import subprocess
+import sys
+import zlib
+
+from . import count, products
+from .count import Record
+from .peer import Peer
+from .system import CLIENT_ADDRESS, NETNS, System, remove_stale
+
+MS = 1_000_000
+
+
+def arrivals(*numbers):
+    """Records of packets sent every 2 ms, in the given order of arrival."""
+    return [Record(i * 2 * MS, n * 2 * MS, n) for i, n in enumerate(numbers)]
+
+
+def equal(got, expected):
+    assert got == expected, f'{got} instead of {expected}'
+
+
+def test_count_clean_stream():
+    equal(count.count(3, arrivals(0, 1, 2)),
+          {'sent': 3, 'received': 3, 'lost': 0, 'duplicated': 0,
+           'reordered': 0})
+
+
+def test_count_each_fault():
+    """2 is lost, 5 is lost at the tail, 1 comes twice, 3 after 4."""
+    records = arrivals(0, 1, 1, 4, 3)
+    equal(count.count(6, records),
+          {'sent': 6, 'received': 4, 'lost': 2, 'duplicated': 1,
+           'reordered': 1})
+    equal(count.lost_numbers(6, records), [2, 5])
+    equal([r.seq for r in count.first_arrivals(records)], [0, 1, 4, 3])
+
+
+def test_count_late_duplicate_is_not_reordered():
+    equal(count.count(3, arrivals(0, 1, 2, 0))['reordered'], 0)
+
+
+def test_count_nothing_arrived():
+    equal(count.count(4, [])['lost'], 4)
+    equal(count.outage([]), (0, 0))
+
+
+def test_count_refuses_number_never_sent():
+    try:
+        count.count(2, arrivals(0, 1, 2))
+    except ValueError:
+        return
+    raise AssertionError('accepted packet 2 of 2')
+
+
+def test_count_holes_and_outage():
+    equal(count.holes([3, 4, 5, 9]), [(3, 5), (9, 9)])
+    equal(count.outage([0, 2, 4, 104, 106]), (100, 4))
+    equal(count.outage([0, 90, 92, 152, 154], since=91), (60, 92))
+
+
+def test_count_send_time():
+    """Between, at, and after the packets that arrived."""
+    records = [Record(0, 100, 0), Record(0, 180, 4)]
+    equal([count.send_time(n, records) for n in (0, 1, 4, 7)],
+          [100, 120, 180, 180])
+
+
+def test_count_guest_clock_stands_still():
+    """Guest clock = host clock - 1000 ms, and - 1080 ms after a stop of 80 ms
+    at 100 ms.  The fastest packet takes 0.1 ms in both parts."""
+    travel = [0.3, 0.1, 0.7]
+    host = [t for t in range(0, 400, 2) if not 100 <= t < 180]
+    records = [Record(int((t + travel[i % 3]) * MS),
+                      (t - (1000 if t < 100 else 1080)) * MS, i)
+               for i, t in enumerate(host)]
+    clock = count.GuestClock(records, 100 * MS, 180 * MS)
+    for guest, expected in ((-990, 10), (-901, 99), (-900, 180), (-880, 200)):
+        error = clock.to_host(guest * MS) - expected * MS
+        assert 0 <= error <= 0.1 * MS, f'{guest} ms: off by {error} ns'
+
+
+def packet(run, number, size=200):
+    body = struct.pack('<IIIIQ', 0x4442414c, run, number, size, 12345)
+    body = body.ljust(size - 4, b'x')
+    return body + struct.pack('<I', zlib.crc32(body))
+
+
+def test_stream_sorts_packets():
+    """Two intact packets, one again, three damaged ones, one of another run."""
+    with System(1000, 0) as system:
+        system.start('stream', 'client',
+                     [str(products.build().resolve() / 'stream'), '7000'],
+                     os.devnull)
+        sock = system.udp_socket('client')
+        peer = Peer('stream', sock, CLIENT_ADDRESS, 7000, system.check)
+        peer.ask(f'set 77 {CLIENT_ADDRESS} 9 0 200 0')
+        flipped = bytearray(packet(77, 3))
+        flipped[100] ^= 1
+        for data in (packet(77, 0), packet(77, 2), packet(77, 0),
+                     bytes(flipped), packet(77, 4)[:-1], b'', packet(78, 5)):
+            sock.sendto(data, peer.address)
+        got = peer.counters('status')
+        equal([got[k] for k in ('received', 'damaged', 'foreign')], [3, 3, 1])
+        equal([(r.seq, r.sent_ns) for r in peer.records()],
+              [(0, 12345), (2, 12345), (0, 12345)])
+
+
+def test_killed_harness_leaves_nothing():
+    code = ('import sys; sys.path.insert(0, sys.argv[1])\n'
+            'from harness.system import System\n'
+            'with System(1000, 0) as s:\n'
+            '    c = s.start("sleeper", "a", ["sleep", "600"], "/dev/null")\n'
+            '    print(s.prefix, c.process.pid, flush=True)\n'
+            '    sys.stdin.read()\n')
+    harness = subprocess.Popen(
+        [sys.executable, '-c', code, str(products.ROOT / 'lab')], text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    prefix, pid = harness.stdout.readline().split()
+    child = os.pidfd_open(int(pid))
+    assert list(NETNS.glob(prefix + '-*')), 'no namespaces'
+    harness.kill()
+    harness.communicate()
+    wait_gone(child)
+    remove_stale()
+    equal(list(NETNS.glob(prefix + '-*')), [])
+
+
+def wait_gone(pidfd):
+    """Wait until a process that is not our child has ended."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    assert poll.poll(10_000), 'the child of a killed harness lives on'
+    os.close(pidfd)
+
+
+UNPRIVILEGED = [f for n, f in sorted(globals().items())
+                if n.startswith('test_count_')]
+PRIVILEGED = [test_stream_sorts_packets, test_killed_harness_leaves_nothing]
