@@ -24,10 +24,17 @@
  *     size of a GSO frame: in the vnet header (PACKET_VNET_HDR);
  *   - an outer VLAN tag: in the auxiliary data (PACKET_AUXDATA).
  *
- * An inactive capture is bound to an EtherType that nobody sends.  It is then
- * off the list that the kernel offers each outgoing frame to.  (Protocol 0
- * would be the natural choice, but bind() takes 0 for "as before", seen with
- * Linux 6.18.)
+ * A capture must begin at once, and must cost nothing before and after.  A
+ * new socket is bound to its interface with protocol 0, which hooks it to
+ * nothing; to bind it to ETH_P_ALL then takes microseconds.  There is no way
+ * back: bind() takes 0 for "the protocol as before", and every other change
+ * of a bound socket, closing it too, waits for an RCU grace period, 8 to
+ * 16 ms (times and behaviour: Linux 6.18).  Therefore:
+ *   - a filter that drops all ends the capture, immediately;
+ *   - when all has been read, a new socket takes the place of the old one,
+ *     which a thread closes.
+ * Without CAP_NET_RAW there is no new socket.  Then the old one stays, hooked
+ * and with that filter, and costs the senders a little.
  *
  * Inject.  PACKET_QDISC_BYPASS hands the frame to the TAP's driver directly.
  * This is what makes a full TAP queue visible, as ENOBUFS; through a qdisc
@@ -69,6 +76,7 @@
 #include "qemu/error-report.h"
 #include "qemu/iov.h"
 #include "qemu/sockets.h"
+#include "qemu/thread.h"
 #include "qemu/units.h"
 #include "trace.h"
 
@@ -81,9 +89,6 @@
  * most net.core.rmem_max.
  */
 #define PACKET_RCVBUF (32 * MiB)
-
-/* "Reserved" EtherType (RFC 1701), which no frame carries */
-#define PACKET_PROTO_PARKED 0xffff
 
 #define VLAN_TAG_LEN 4
 
@@ -104,6 +109,7 @@ struct QIOChannelPacket {
     int fd;
     int ifindex;
     char *ifname;
+    bool hooked;                /* the kernel offers it frames */
     bool gone;                  /* the interface is, for ever */
     int64_t retry_at;           /* no room until then, in us; 0: there is */
 
@@ -209,20 +215,18 @@ static bool packet_bind(QIOChannelPacket *pioc, uint16_t proto, Error **errp)
     return true;
 }
 
-/* Fill in ifindex and ifname from the name */
-static bool packet_find_interface(QIOChannelPacket *pioc, const char *ifname,
-                                  Error **errp)
+/* Fill in ifindex from the name */
+static bool packet_find_interface(QIOChannelPacket *pioc, Error **errp)
 {
     struct ifreq ifr = { 0 };
 
-    pstrcpy(ifr.ifr_name, sizeof(ifr.ifr_name), ifname);
+    pstrcpy(ifr.ifr_name, sizeof(ifr.ifr_name), pioc->ifname);
     if (ioctl(pioc->fd, SIOCGIFINDEX, &ifr) < 0) {
         error_setg_errno(errp, errno, "cannot find interface '%s' in QEMU's "
-                         "network namespace", ifname);
+                         "network namespace", pioc->ifname);
         return false;
     }
     pioc->ifindex = ifr.ifr_ifindex;
-    pioc->ifname = g_strdup(ifname);
     return true;
 }
 
@@ -291,12 +295,13 @@ static bool packet_setsockopt(QIOChannelPacket *pioc, int opt,
     return true;
 }
 
-static bool packet_set_filter(QIOChannelPacket *pioc, Error **errp)
+/* Let outgoing frames pass, or nothing */
+static bool packet_set_filter(QIOChannelPacket *pioc, bool pass, Error **errp)
 {
-    static struct sock_filter insns[] = {
+    struct sock_filter insns[] = {
         BPF_STMT(BPF_LD | BPF_B | BPF_ABS, SKF_AD_OFF + SKF_AD_PKTTYPE),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PACKET_OUTGOING, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, UINT32_MAX),
+        BPF_STMT(BPF_RET | BPF_K, pass ? UINT32_MAX : 0),
         BPF_STMT(BPF_RET | BPF_K, 0),
     };
     struct sock_fprog prog = {
@@ -314,7 +319,7 @@ static bool packet_set_filter(QIOChannelPacket *pioc, Error **errp)
     return true;
 }
 
-/* Everything but bind(), on a socket whose interface is known */
+/* Everything but binding to a protocol, on a socket with an interface */
 static bool packet_configure(QIOChannelPacket *pioc, Error **errp)
 {
     int rcvbuf = PACKET_RCVBUF;
@@ -334,12 +339,12 @@ static bool packet_configure(QIOChannelPacket *pioc, Error **errp)
         setsockopt(pioc->fd, SOL_SOCKET, SO_RCVBUF, &rcvbuf, sizeof(rcvbuf));
     }
     return packet_setsockopt(pioc, PACKET_AUXDATA, "PACKET_AUXDATA", errp) &&
-           packet_set_filter(pioc, errp);
+           packet_set_filter(pioc, true, errp);
 }
 
-QIOChannelPacket *
-qio_channel_packet_new_ifname(const char *ifname, QIOChannelPacketMode mode,
-                              Error **errp)
+/* Open a socket, on the interface of that index, or by name if it is 0 */
+static QIOChannelPacket *packet_open(int ifindex, const char *ifname,
+                                     QIOChannelPacketMode mode, Error **errp)
 {
     g_autoptr(QIOChannelPacket) pioc = NULL;
     int fd = qemu_socket(AF_PACKET, SOCK_RAW, 0);
@@ -354,16 +359,24 @@ qio_channel_packet_new_ifname(const char *ifname, QIOChannelPacketMode mode,
     }
 
     pioc = packet_new(fd, mode);
-    /* Inject stays at protocol 0: nothing is ever queued for reading */
-    if (!packet_find_interface(pioc, ifname, errp) ||
+    pioc->ifindex = ifindex;
+    pioc->ifname = g_strdup(ifname);
+    /* Protocol 0: nothing is queued for reading */
+    if ((!ifindex && !packet_find_interface(pioc, errp)) ||
         !packet_configure(pioc, errp) ||
-        !packet_bind(pioc, mode == QIO_CHANNEL_PACKET_CAPTURE ?
-                     PACKET_PROTO_PARKED : 0, errp)) {
+        !packet_bind(pioc, 0, errp)) {
         return NULL;
     }
 
     trace_qio_channel_packet_new(pioc, fd, pioc->ifname, mode);
     return g_steal_pointer(&pioc);
+}
+
+QIOChannelPacket *
+qio_channel_packet_new_ifname(const char *ifname, QIOChannelPacketMode mode,
+                              Error **errp)
+{
+    return packet_open(0, ifname, mode, errp);
 }
 
 bool qio_channel_packet_is_packet_socket(int fd)
@@ -394,7 +407,7 @@ qio_channel_packet_new_fd(int fd, QIOChannelPacketMode mode, Error **errp)
     if (!packet_bound_interface(pioc, errp) ||
         !packet_configure(pioc, errp) ||
         (mode == QIO_CHANNEL_PACKET_INJECT &&
-         !packet_bind(pioc, PACKET_PROTO_PARKED, errp))) {
+         !packet_set_filter(pioc, false, errp))) {
         pioc->fd = -1;
         return NULL;
     }
@@ -422,7 +435,40 @@ bool qio_channel_packet_set_active(QIOChannelPacket *pioc, bool active,
 {
     assert(pioc->mode == QIO_CHANNEL_PACKET_CAPTURE);
     trace_qio_channel_packet_set_active(pioc, active);
-    return packet_bind(pioc, active ? ETH_P_ALL : PACKET_PROTO_PARKED, errp);
+
+    if (!packet_set_filter(pioc, active, errp) ||
+        (active && !packet_bind(pioc, ETH_P_ALL, errp))) {
+        return false;
+    }
+    pioc->hooked |= active;
+    return true;
+}
+
+static void *packet_close_thread(void *opaque)
+{
+    close(GPOINTER_TO_INT(opaque));
+    return NULL;
+}
+
+void qio_channel_packet_detach(QIOChannelPacket *pioc)
+{
+    g_autoptr(QIOChannelPacket) fresh = NULL;
+    QemuThread thread;
+
+    if (!pioc->hooked || pioc->gone) {
+        return;
+    }
+    fresh = packet_open(pioc->ifindex, pioc->ifname, pioc->mode, NULL);
+    if (!fresh) {
+        return;
+    }
+
+    packet_update_kernel_drops(pioc);
+    qemu_thread_create(&thread, "packet-close", packet_close_thread,
+                       GINT_TO_POINTER(pioc->fd), QEMU_THREAD_DETACHED);
+    pioc->fd = fresh->fd;
+    pioc->hooked = false;
+    fresh->fd = -1;
 }
 
 int qio_channel_packet_get_fd(QIOChannelPacket *pioc)

@@ -5,9 +5,13 @@
  */
 
 /*
- * "Stopped" is everything but running: paused, waiting for an incoming
- * migration, finished with an outgoing one.  A suspended VM (ACPI S3) counts
- * as running, since its devices are.
+ * "Stopped" is paused, finished with an outgoing migration, or not started
+ * because of -S.  A suspended VM (ACPI S3) counts as running, since its
+ * devices are, and so does one that is about to start.
+ *
+ * A VM that waits for an incoming migration is neither, and its filters are
+ * inactive: it is not the one that the network's frames are for, and a frame
+ * that it is given is lost when its devices start.
  *
  * The state is the one that the handlers were told last, not the one that
  * runstate_is_running() gives: the latter changes before the devices know.
@@ -16,13 +20,14 @@
 #include "qemu/osdep.h"
 #include "net/filter-activity.h"
 #include "qapi/error.h"
+#include "system/system.h"
 
 /* Behind each device, whose priority is its depth in the device tree */
 #define FILTER_VMSTATE_PRIORITY INT_MAX
 
 void filter_activity_update(FilterActivity *act)
 {
-    bool active = act->nf->on &&
+    bool active = act->nf->on && !act->vm_incoming &&
                   (act->vm_running ? act->when_running : act->when_stopped);
 
     if (act->vmstate) {
@@ -36,6 +41,7 @@ static void filter_activity_vm_change_state(void *opaque, bool running,
 {
     FilterActivity *act = opaque;
 
+    act->vm_incoming = false;
     act->vm_running = running;
     filter_activity_update(act);
 }
@@ -56,7 +62,9 @@ bool filter_activity_check(FilterActivity *act, bool when_stopped,
 
 void filter_activity_setup(FilterActivity *act)
 {
-    act->vm_running = runstate_is_live(runstate_get());
+    act->vm_incoming = runstate_check(RUN_STATE_INMIGRATE);
+    act->vm_running = runstate_is_live(runstate_get()) ||
+                      (runstate_check(RUN_STATE_PRELAUNCH) && autostart);
     act->vmstate = qemu_add_vm_change_state_handler_prio(
         filter_activity_vm_change_state, act, FILTER_VMSTATE_PRIORITY);
     filter_activity_update(act);

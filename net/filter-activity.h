@@ -30,6 +30,7 @@ struct FilterActivity {
     bool when_stopped_set;      /* by the user */
 
     VMChangeStateEntry *vmstate;
+    bool vm_incoming;           /* not yet started */
     bool vm_running;
     bool active;
 };

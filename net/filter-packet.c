@@ -192,6 +192,14 @@ static void filter_packet_discard(FilterPacket *p)
     }
 }
 
+/* All is read: leave the traffic */
+static void filter_packet_capture_detach(FilterPacket *p)
+{
+    qemu_set_fd_handler(qio_channel_packet_get_fd(p->ioc), NULL, NULL, NULL);
+    qio_channel_packet_detach(p->ioc);
+    p->drained = true;
+}
+
 static void filter_packet_capture(void *opaque)
 {
     FilterPacket *p = opaque;
@@ -205,7 +213,9 @@ static void filter_packet_capture(void *opaque)
             continue;
         }
         if (ret == QIO_CHANNEL_ERR_BLOCK) {
-            p->drained = !p->active;
+            if (!p->active) {
+                filter_packet_capture_detach(p);
+            }
             break;
         }
         if (ret < 0) {

@@ -117,8 +117,9 @@ qio_channel_packet_new_ifname(const char *ifname, QIOChannelPacketMode mode,
  * @errp: pointer to a NULL-initialized error object
  *
  * Adopt a socket that somebody else has opened; this needs no privilege.
- * On success the channel owns @fd, on failure the caller still does.  A
- * capturing channel starts inactive.
+ * On success the channel owns @fd, on failure the caller still does.  If @fd
+ * is capturing already, it goes on without a gap, and the channel yields what
+ * it has captured; qio_channel_packet_set_active() makes sure that it is.
  *
  * Returns: the new channel, or NULL on error
  */
@@ -171,13 +172,23 @@ void qio_channel_packet_set_vnet_hdr(QIOChannelPacket *ioc, bool enabled);
  * @active: whether frames are to be captured
  * @errp: pointer to a NULL-initialized error object
  *
- * Attach the socket to the traffic or detach it.  A detached one costs the
- * host's senders nothing.  What had been captured before stays readable.
+ * Begin or end the capture.  Both are immediate.  What was captured before
+ * the end stays readable; call qio_channel_packet_detach() when it is read.
  *
- * Returns: true on success, false if the interface is gone
+ * Returns: true on success, false on error
  */
 bool qio_channel_packet_set_active(QIOChannelPacket *ioc, bool active,
                                    Error **errp);
+
+/**
+ * qio_channel_packet_detach:
+ * @ioc: a capturing channel that is not active
+ *
+ * Let the socket cost the host's senders nothing until the capture begins
+ * again.  What has not been read is lost, and the file descriptor may change:
+ * remove its handlers before.  Without CAP_NET_RAW this does nothing.
+ */
+void qio_channel_packet_detach(QIOChannelPacket *ioc);
 
 /**
  * qio_channel_packet_recv_frame:

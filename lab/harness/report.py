@@ -80,7 +80,8 @@ def panel(r, key):
 set label 1 "{{/:Bold {NAMES[mode]}}}: {f['lost']} of {f['sent']} packets \
 lost, longest time without a packet {f['outage_ms']:.0f} ms" \
     at graph 0,1.06 left
-set label 2 "VM stopped, {resume:.0f} ms" at {resume / 2},graph 0.93 center
+set label 2 "VM stopped, {resume:.0f} ms" \\
+    at {resume / 2},graph 0.93 center
 set object 1 rectangle from 0,graph 0 to {resume},graph 1 \
     behind fillcolor rgb "{SHADE}" fillstyle solid noborder
 set key {key}
@@ -92,8 +93,8 @@ plot $sent_{mode} with lines lw 1 lc rgb "{GREY}" title "sent", \
 
 
 def picture(results, out):
-    """Write demo.gp, demo.svg and demo.png to the directory OUT: number over
-    time of the packets to the guest, one panel per run, all on one scale."""
+    """Write demo.png, demo.svg and its demo.gp to the directory OUT: number
+    over time of the packets to the guest, one panel per run, on one scale."""
     longest = max(max(r['timeline']['resume_ms'], r['to_guest']['outage_ms'])
                   for r in results)
     begin, end = -0.5 * longest, 2 * longest
@@ -111,7 +112,7 @@ def picture(results, out):
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    script = f'''# Packets to a guest during its live migration, for gnuplot
+    script = f'''# Packets to a guest during its live migration (gnuplot)
 {chr(10).join(blocks)}
 set terminal TERMINAL
 set output OUTPUT
@@ -136,19 +137,18 @@ set ylabel "packet number"
         script += panel(r, 'off' if i else 'on')
         script += 'unset label 10\nunset label 11\n'
     script += 'unset multiplot\n'
-    (out / 'demo.gp').write_text(script)
-
     made = []
     for terminal, name in (
+            ('pngcairo size 1350,960 font "sans,14" enhanced', 'demo.png'),
             ('svg size 900,640 font "Helvetica,13" background "white" '
-             'enhanced', 'demo.svg'),
-            ('pngcairo size 1350,960 font "sans,14" enhanced', 'demo.png')):
+             'enhanced', 'demo.svg')):
         path = out / name
         commands = script.replace('TERMINAL', terminal).replace(
-            'OUTPUT', f'"{path}"')
+            'OUTPUT', f'"{name}"')
+        (out / 'demo.gp').write_text(commands)
         try:
             r = subprocess.run(['gnuplot'], input=commands, text=True,
-                               capture_output=True)
+                               cwd=out, capture_output=True)
         except FileNotFoundError:
             raise LabError('gnuplot is not installed (package gnuplot-nox): '
                            'no picture') from None

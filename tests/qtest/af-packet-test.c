@@ -1,0 +1,3611 @@
+/*
+ * QTest testcase for host interfaces in filter-redirector and socket chardev
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+/*
+ * The test is the host, the guest, and the far end of every chardev.  It runs
+ * in a network namespace of its own, with real TAPs:
+ *
+ *   test side     | QEMU side (-M none)                     | test side
+ *                 |                                         |
+ *   host          |          +-> filters -+                 | guest
+ *   tap[0].host ----> TAP ---+-> n0 ------+--> hub --> g0 ---> guest[0]
+ *   (AF_PACKET)   |   |  ^                                  | (be32 length,
+ *                 |   |  |                                  |  frame)
+ *                 |   |  +--- inject  <-- out_netdev=n0     |
+ *                 |   +-----> capture --> in_netdev=n0      |
+ *                 |                                         |
+ *                 |   chardevs of the filters: c0, c1 <------> chr[0], chr[1]
+ *                 |   and s0, which listens <----------------> listen
+ *
+ * and the same again with tap[1], n1, g1, guest[1].  guest[] stands where the
+ * NIC would be: it reads what a guest would receive, and what it writes goes
+ * out through n0.  The TAP and its file descriptor are the test's; QEMU has
+ * them as -netdev tap,fd=N.  The chardev tests have no -netdev for the TAP,
+ * the test reads there what has been injected, vnet header and all.
+ *
+ * A hub does not keep the order of frames when one of its ports is full, so
+ * guest[] only gets what its socket has room for.  Where more is needed, the
+ * VM is stopped: QEMU then keeps the first frame that it reads from the TAP
+ * for later, and reads no more.  From then on the test can read the TAP.
+ *
+ * "Nothing arrives" is always shown by a later frame that must arrive, and is
+ * the first to do so.  Frames carry a sequence number, and the rest of their
+ * bytes follow from it and from their length.
+ *
+ * Tested: each option error, by object-add or chardev-add and on the command
+ * line; each row of in and out; exact frames from 14 to 9014 bytes, VLAN tags,
+ * checksum and GSO metadata; when a filter is active and what happens to
+ * frames while it is not; limits, back-pressure and full queues; disconnects,
+ * interfaces that go away, objects that go away, leaks.
+ *
+ * Not tested: vhost, which needs /dev/vhost-net and a guest (the filters here
+ * do not depend on who empties the TAP); migration; speed.  The byte stream
+ * itself is tested in tests/unit/test-io-channel-packet.c.
+ *
+ * Needs root, or user namespaces for everybody, else only the option errors
+ * are tested.
+ */
+
+#include "qemu/osdep.h"
+#include <glib/gstdio.h>
+#include <linux/if_bridge.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/if_tun.h>
+#include <linux/rtnetlink.h>
+#include <linux/securebits.h>
+#include <linux/sockios.h>
+#include <linux/virtio_net.h>
+#include <net/if.h>
+#include <net/if_arp.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include "libqtest.h"
+#include "qobject/qdict.h"
+#include "qobject/qjson.h"
+#include "qobject/qlist.h"
+#include "qemu/bswap.h"
+#include "qemu/cutils.h"
+#include "qemu/sockets.h"
+
+/* Nothing takes this long, in milliseconds */
+#define TIME_LIMIT 30000
+
+#define VNET_HDR_LEN 10
+#define WIRE_MAX (4096 + 65536)
+
+static char *tmpdir;
+
+/* Why there are no TAPs here, or NULL if there are */
+static char *no_host;
+static bool in_user_namespace;
+
+
+/* Frames */
+
+#define ETH_P_TEST 0x88b5       /* IEEE 802: local experimental */
+#define SEQ_OFFSET ETH_HLEN
+#define FRAME_LEN 100           /* when it does not matter */
+
+static const uint8_t mac_guest[ETH_ALEN] = { 0x02, 0, 0, 0, 0, 2 };
+static const uint8_t mac_host[ETH_ALEN] = { 0x02, 0, 0, 0, 0, 1 };
+
+static void frame_fill(uint8_t *frame, uint32_t seq, size_t len)
+{
+    size_t i;
+
+    memcpy(frame, mac_guest, ETH_ALEN);
+    memcpy(frame + ETH_ALEN, mac_host, ETH_ALEN);
+    stw_be_p(frame + 2 * ETH_ALEN, ETH_P_TEST);
+    for (i = ETH_HLEN; i < len; i++) {
+        frame[i] = seq * 31 + i * 7 + (i >> 8);
+    }
+    if (len >= SEQ_OFFSET + sizeof(seq)) {
+        stl_be_p(frame + SEQ_OFFSET, seq);
+    }
+}
+
+static void assert_frame(const uint8_t *frame, size_t len, uint32_t seq,
+                         size_t expected_len)
+{
+    g_autofree uint8_t *expected = g_malloc(expected_len);
+
+    frame_fill(expected, seq, expected_len);
+    if (len >= SEQ_OFFSET + sizeof(seq)) {
+        g_assert_cmpint(ldl_be_p(frame + SEQ_OFFSET), ==, seq);
+    }
+    g_assert_cmpmem(frame, len, expected, expected_len);
+}
+
+/* RFC 1071, the long way round */
+static uint16_t inet_sum(const uint8_t *data, size_t len, uint32_t sum)
+{
+    size_t i;
+
+    for (i = 0; i < len; i++) {
+        sum += i % 2 ? data[i] : data[i] << 8;
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    return sum;
+}
+
+/* An IPv4 header for @len bytes behind it, from 10.1.0.1 to 10.1.0.2 */
+static void ip_header(uint8_t *ip, uint8_t proto, size_t len)
+{
+    memset(ip, 0, 20);
+    ip[0] = 0x45;
+    stw_be_p(ip + 2, 20 + len);
+    ip[8] = 64;
+    ip[9] = proto;
+    stl_be_p(ip + 12, 0x0a010001);
+    stl_be_p(ip + 16, 0x0a010002);
+    stw_be_p(ip + 10, ~inet_sum(ip, 20, 0));
+}
+
+/* The sum of the pseudo header for the IPv4 packet at @ip */
+static uint16_t ip_pseudo_sum(const uint8_t *ip)
+{
+    return inet_sum(ip + 12, 8, ip[9] + lduw_be_p(ip + 2) - 20);
+}
+
+
+/* Waiting, reading and writing with a time limit */
+
+static void wait_fd(int fd, short events)
+{
+    struct pollfd pfd = { .fd = fd, .events = events };
+
+    g_assert_cmpint(RETRY_ON_EINTR(poll(&pfd, 1, TIME_LIMIT)), ==, 1);
+}
+
+static void read_all(int fd, void *buf, size_t len)
+{
+    while (len) {
+        ssize_t ret;
+
+        wait_fd(fd, POLLIN);
+        ret = read(fd, buf, len);
+        g_assert_cmpint(ret, >, 0);
+        buf = (char *)buf + ret;
+        len -= ret;
+    }
+}
+
+static void write_all(int fd, const void *buf, size_t len)
+{
+    while (len) {
+        ssize_t ret;
+
+        wait_fd(fd, POLLOUT);
+        ret = send(fd, buf, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (ret < 0) {
+            g_assert_cmpint(errno, ==, EAGAIN);
+            continue;
+        }
+        buf = (const char *)buf + ret;
+        len -= ret;
+    }
+}
+
+/* One message: be32 length, then bytes */
+static uint8_t *wire_recv(int fd, size_t *len)
+{
+    uint32_t be_len;
+    uint8_t *buf;
+
+    read_all(fd, &be_len, sizeof(be_len));
+    *len = be32_to_cpu(be_len);
+    g_assert_cmpint(*len, <=, WIRE_MAX);
+    buf = g_malloc(*len);
+    read_all(fd, buf, *len);
+    return buf;
+}
+
+static void wire_expect(int fd, uint32_t seq, size_t len)
+{
+    size_t got;
+    g_autofree uint8_t *buf = wire_recv(fd, &got);
+
+    assert_frame(buf, got, seq, len);
+}
+
+/*
+ * With a vnet header: be32 length, be32 vnet header length, vnet header,
+ * frame.  Returns the vnet header's length; the frame is behind it.
+ */
+static uint8_t *wire_recv_vnet(int fd, struct virtio_net_hdr *hdr,
+                               size_t *hdr_len, size_t *frame_len)
+{
+    uint32_t head[2];
+    uint8_t *buf;
+    size_t len;
+
+    read_all(fd, head, sizeof(head));
+    len = be32_to_cpu(head[0]);
+    *hdr_len = be32_to_cpu(head[1]);
+    g_assert_cmpint(len, <=, WIRE_MAX);
+    g_assert_cmpint(*hdr_len, >=, VNET_HDR_LEN);
+    g_assert_cmpint(*hdr_len, <, len);
+    buf = g_malloc(len);
+    read_all(fd, buf, len);
+    memcpy(hdr, buf, VNET_HDR_LEN);
+    *frame_len = len - *hdr_len;
+    return buf;
+}
+
+/* Append a message; @vnet_hdr_len is -1 if the stream has no vnet headers */
+static void wire_append(GByteArray *wire, int vnet_hdr_len,
+                        const struct virtio_net_hdr *hdr,
+                        const uint8_t *frame, size_t len)
+{
+    uint8_t head[8];
+
+    stl_be_p(head, len + MAX(vnet_hdr_len, 0));
+    stl_be_p(head + 4, vnet_hdr_len);
+    g_byte_array_append(wire, head, vnet_hdr_len < 0 ? 4 : 8);
+    if (vnet_hdr_len > 0) {
+        g_autofree uint8_t *vnet = g_malloc0(MAX(vnet_hdr_len, VNET_HDR_LEN));
+
+        if (hdr) {
+            memcpy(vnet, hdr, VNET_HDR_LEN);
+        }
+        g_byte_array_append(wire, vnet, vnet_hdr_len);
+    }
+    g_byte_array_append(wire, frame, len);
+}
+
+static void wire_append_seq(GByteArray *wire, int vnet_hdr_len, uint32_t seq,
+                            size_t len)
+{
+    g_autofree uint8_t *frame = g_malloc(MAX(len, FRAME_LEN));
+
+    frame_fill(frame, seq, len);
+    wire_append(wire, vnet_hdr_len, NULL, frame, len);
+}
+
+static void wire_send(int fd, uint32_t seq, size_t len)
+{
+    g_autoptr(GByteArray) wire = g_byte_array_new();
+
+    wire_append_seq(wire, -1, seq, len);
+    write_all(fd, wire->data, wire->len);
+}
+
+/* A thread that sends many frames, so that the test can receive meanwhile */
+typedef struct Sender {
+    GThread *thread;
+    GByteArray *wire;
+    int fd;
+} Sender;
+
+static void *sender_run(void *opaque)
+{
+    Sender *s = opaque;
+
+    write_all(s->fd, s->wire->data, s->wire->len);
+    return NULL;
+}
+
+static void sender_start(Sender *s, int fd, GByteArray *wire)
+{
+    s->fd = fd;
+    s->wire = wire;
+    s->thread = g_thread_new("sender", sender_run, s);
+}
+
+/* How much of what was written to a Unix socket waits there to be read */
+static int unread_bytes(int fd)
+{
+    int n;
+
+    g_assert_cmpint(ioctl(fd, SIOCOUTQ, &n), ==, 0);
+    return n;
+}
+
+
+/* The host: a network namespace with TAPs */
+
+typedef struct Tap {
+    char name[IFNAMSIZ];
+    int fd;                     /* the guest's side, passed to QEMU */
+    int host;                   /* sends as the host does */
+} Tap;
+
+static void host_ioctl(unsigned long request, void *arg)
+{
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    g_assert_cmpint(fd, !=, -1);
+    g_assert_cmpint(ioctl(fd, request, arg), ==, 0);
+    close(fd);
+}
+
+static struct ifreq host_ifreq(const char *name)
+{
+    struct ifreq ifr = { 0 };
+
+    pstrcpy(ifr.ifr_name, sizeof(ifr.ifr_name), name);
+    return ifr;
+}
+
+static void if_set_up(const char *name, bool up)
+{
+    struct ifreq ifr = host_ifreq(name);
+
+    ifr.ifr_flags = up ? IFF_UP : 0;
+    host_ioctl(SIOCSIFFLAGS, &ifr);
+}
+
+static void if_set_mtu(const char *name, int mtu)
+{
+    struct ifreq ifr = host_ifreq(name);
+
+    ifr.ifr_mtu = mtu;
+    host_ioctl(SIOCSIFMTU, &ifr);
+}
+
+/* The n-th number behind the name in /proc/net/dev */
+static uint64_t if_counter(const char *name, int n)
+{
+    g_autofree char *text = NULL;
+    g_autofree char *key = g_strdup_printf("%s:", name);
+    char *p;
+    uint64_t value = 0;
+
+    g_assert_true(g_file_get_contents("/proc/thread-self/net/dev", &text,
+                                      NULL, NULL));
+    p = strstr(text, key);
+    g_assert_nonnull(p);
+    p += strlen(key);
+    while (n-- >= 0) {
+        value = g_ascii_strtoull(p, &p, 10);
+    }
+    return value;
+}
+
+#define if_tx_packets(name) if_counter(name, 9)
+#define if_tx_dropped(name) if_counter(name, 11)
+
+/* What the host sends to a TAP can also be read; most tests do not want to */
+static int packet_socket(const char *name, int type, uint16_t proto)
+{
+    struct sockaddr_ll sll = {
+        .sll_family = AF_PACKET,
+        .sll_protocol = htons(proto),
+        .sll_ifindex = name ? if_nametoindex(name) : 0,
+    };
+    int fd = socket(AF_PACKET, type | SOCK_CLOEXEC, 0);
+
+    g_assert_cmpint(fd, !=, -1);
+    if (name) {
+        g_assert_cmpint(bind(fd, (struct sockaddr *)&sll, sizeof(sll)), ==, 0);
+    }
+    return fd;
+}
+
+static void tap_open(Tap *tap, const char *name)
+{
+    struct ifreq ifr = host_ifreq(name);
+
+    ifr.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    pstrcpy(tap->name, sizeof(tap->name), name);
+    /* QEMU inherits this one, by its number */
+    tap->fd = open("/dev/net/tun", O_RDWR);
+    g_assert_cmpint(tap->fd, !=, -1);
+    g_assert_cmpint(ioctl(tap->fd, TUNSETIFF, &ifr), ==, 0);
+    if_set_up(name, true);
+    tap->host = packet_socket(name, SOCK_RAW, 0);
+}
+
+static void tap_close(Tap *tap)
+{
+    if (tap->fd != -1) {
+        close(tap->fd);
+        close(tap->host);
+        tap->fd = tap->host = -1;
+    }
+}
+
+static void tap_set_offload(Tap *tap, unsigned offload)
+{
+    g_assert_cmpint(ioctl(tap->fd, TUNSETOFFLOAD, offload), ==, 0);
+}
+
+/* Delete the interface under its users */
+static void tap_delete(Tap *tap)
+{
+    struct {
+        struct nlmsghdr nlh;
+        struct ifinfomsg ifi;
+    } req = {
+        .nlh.nlmsg_len = sizeof(req),
+        .nlh.nlmsg_type = RTM_DELLINK,
+        .nlh.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK,
+        .ifi.ifi_index = if_nametoindex(tap->name),
+    };
+    struct {
+        struct nlmsghdr nlh;
+        struct nlmsgerr err;
+    } ack;
+    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+
+    g_assert_cmpint(fd, !=, -1);
+    g_assert_cmpint(send(fd, &req, sizeof(req), 0), ==, sizeof(req));
+    g_assert_cmpint(recv(fd, &ack, sizeof(ack), 0), >=, sizeof(ack.nlh) + 4);
+    g_assert_cmpint(ack.nlh.nlmsg_type, ==, NLMSG_ERROR);
+    g_assert_cmpint(ack.err.error, ==, 0);
+    close(fd);
+}
+
+/* The frame is on its way into the TAP, and captured, when this returns */
+static void host_send(Tap *tap, uint32_t seq, size_t len)
+{
+    g_autofree uint8_t *frame = g_malloc(len);
+
+    frame_fill(frame, seq, len);
+    g_assert_cmpint(send(tap->host, frame, len, 0), ==, len);
+}
+
+/* What a TAP that QEMU does not read holds for the guest */
+static size_t tap_recv(Tap *tap, struct virtio_net_hdr *hdr,
+                       uint8_t *frame, size_t size)
+{
+    uint8_t buf[VNET_HDR_LEN + WIRE_MAX];
+    ssize_t len;
+
+    wait_fd(tap->fd, POLLIN);
+    len = read(tap->fd, buf, sizeof(buf));
+    g_assert_cmpint(len, >, VNET_HDR_LEN);
+    len -= VNET_HDR_LEN;
+    g_assert_cmpint(len, <=, size);
+    memcpy(hdr, buf, VNET_HDR_LEN);
+    memcpy(frame, buf + VNET_HDR_LEN, len);
+    return len;
+}
+
+static void tap_expect(Tap *tap, uint32_t seq, size_t len)
+{
+    g_autofree uint8_t *frame = g_malloc(WIRE_MAX);
+    struct virtio_net_hdr hdr;
+    size_t got = tap_recv(tap, &hdr, frame, WIRE_MAX);
+
+    assert_frame(frame, got, seq, len);
+}
+
+static void write_file(const char *path, const char *text)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+    if (fd != -1) {
+        /* Best effort: what needs it shows */
+        if (write(fd, text, strlen(text)) < 0) {
+            g_test_message("%s: %s", path, strerror(errno));
+        }
+        close(fd);
+    }
+}
+
+/*
+ * Become the host: root in a network namespace that is empty but for what the
+ * tests put there.  Sets no_host if that is not possible.
+ */
+static void host_init(void)
+{
+    g_autofree char *uid_map = g_strdup_printf("0 %d 1", getuid());
+    g_autofree char *gid_map = g_strdup_printf("0 %d 1", getgid());
+    Tap tap = { .fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC) };
+    struct ifreq ifr = host_ifreq("qtap0");
+
+    ifr.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+
+    if (tap.fd == -1) {
+        no_host = g_strdup_printf("no /dev/net/tun: %s", strerror(errno));
+        return;
+    }
+    if (unshare(CLONE_NEWNET | CLONE_NEWNS) == 0) {
+        mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL);
+    } else if (unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0) {
+        write_file("/proc/self/uid_map", uid_map);
+        write_file("/proc/self/setgroups", "deny");
+        write_file("/proc/self/gid_map", gid_map);
+        in_user_namespace = true;
+    } else {
+        no_host = g_strdup_printf("needs root (CAP_NET_ADMIN, CAP_NET_RAW), "
+                                  "or user namespaces: %s", strerror(errno));
+        close(tap.fd);
+        return;
+    }
+
+    close(tap.fd);
+    tap.fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
+    tap.host = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+    if (tap.host == -1 || ioctl(tap.fd, TUNSETIFF, &ifr) < 0) {
+        no_host = g_strdup_printf("needs root (CAP_NET_ADMIN, CAP_NET_RAW): "
+                                  "%s", strerror(errno));
+    }
+    close(tap.fd);
+    if (tap.host != -1) {
+        close(tap.host);
+    }
+
+    /* No frames of the kernel's own */
+    write_file("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
+    write_file("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+}
+
+
+/* QEMU */
+
+typedef struct Env {
+    QTestState *qts;
+    Tap tap[2];
+    int guest[2];
+    int chr[2];
+    char *listen;               /* path of chardev s0, which listens */
+} Env;
+
+/* A pair whose second end is QEMU's, by its number */
+static void socket_pair(int *fd)
+{
+    g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM, 0, fd), ==, 0);
+    fcntl(fd[0], F_SETFD, FD_CLOEXEC);
+}
+
+static void env_init(Env *e)
+{
+    int i;
+
+    memset(e, 0, sizeof(*e));
+    for (i = 0; i < 2; i++) {
+        e->tap[i].fd = e->tap[i].host = -1;
+        e->guest[i] = e->chr[i] = -1;
+    }
+}
+
+/*
+ * Start QEMU with @taps TAPs, which are there already or are made, and with
+ * more options.  A TAP's peer is a hub unless @options has a NIC for it.
+ */
+static void env_start_full(Env *e, int taps, bool hub, const char *machine,
+                           const char *options)
+{
+    static const char *const names[] = { "qtap0", "qtap1" };
+    g_autoptr(GString) args = g_string_new("");
+    int theirs[4];
+    int n = 0;
+    int i;
+
+    g_string_append_printf(args, "-M %s -nodefaults ", machine);
+    for (i = 0; i < taps; i++) {
+        int fd[2];
+
+        if (e->tap[i].fd == -1) {
+            tap_open(&e->tap[i], names[i]);
+        }
+        g_string_append_printf(args, "-netdev tap,id=n%d,fd=%d ", i,
+                               e->tap[i].fd);
+        if (hub) {
+            socket_pair(fd);
+            e->guest[i] = fd[0];
+            theirs[n++] = fd[1];
+            g_string_append_printf(args,
+                "-netdev hubport,id=h%d,hubid=%d,netdev=n%d "
+                "-netdev socket,id=g%d,fd=%d "
+                "-netdev hubport,id=hg%d,hubid=%d,netdev=g%d ",
+                i, i, i, i, fd[1], i, i, i);
+        }
+    }
+    for (i = 0; i < 2; i++) {
+        int fd[2];
+
+        socket_pair(fd);
+        e->chr[i] = fd[0];
+        theirs[n++] = fd[1];
+        g_string_append_printf(args, "-chardev socket,id=c%d,fd=%d ",
+                               i, fd[1]);
+    }
+    e->listen = g_strdup_printf("%s/s0", tmpdir);
+    g_string_append_printf(args,
+                           "-chardev socket,id=s0,path=%s,server=on,wait=off ",
+                           e->listen);
+    g_string_append(args, options);
+
+    e->qts = qtest_init(args->str);
+    while (n) {
+        close(theirs[--n]);
+    }
+}
+
+static void env_start(Env *e, int taps, const char *options)
+{
+    env_init(e);
+    env_start_full(e, taps, true, "none", options);
+}
+
+static void env_stop(Env *e)
+{
+    int i;
+
+    qtest_quit(e->qts);
+    for (i = 0; i < 2; i++) {
+        tap_close(&e->tap[i]);
+        if (e->guest[i] != -1) {
+            close(e->guest[i]);
+        }
+        if (e->chr[i] != -1) {
+            close(e->chr[i]);
+        }
+    }
+    unlink(e->listen);
+    g_free(e->listen);
+}
+
+/* "a=b,c=on,d=5" as arguments for QMP */
+static void put_props(QDict *dict, const char *props)
+{
+    g_auto(GStrv) list = g_strsplit(props, ",", -1);
+    char **p;
+
+    for (p = list; *p; p++) {
+        char *value = strchr(*p, '=');
+        uint64_t number;
+
+        if (!value) {
+            g_assert_cmpint(strlen(*p), ==, 0);
+            continue;
+        }
+        *value++ = '\0';
+        if (strcmp(*p, "status") &&
+            (!strcmp(value, "on") || !strcmp(value, "off"))) {
+            qdict_put_bool(dict, *p, !strcmp(value, "on"));
+        } else if (qemu_strtou64(value, NULL, 10, &number) == 0) {
+            qdict_put_int(dict, *p, number);
+        } else {
+            qdict_put_str(dict, *p, value);
+        }
+    }
+}
+
+static QDict *object_add(Env *e, const char *type, const char *id,
+                         const char *props)
+{
+    QDict *args = qdict_new();
+
+    qdict_put_str(args, "qom-type", type);
+    qdict_put_str(args, "id", id);
+    put_props(args, props);
+    return qtest_qmp(e->qts, "{ 'execute': 'object-add', 'arguments': %p }",
+                     args);
+}
+
+static void assert_success(QDict *resp)
+{
+    g_assert_nonnull(resp);
+    if (qdict_haskey(resp, "error")) {
+        g_assert_cmpstr(qdict_get_str(qdict_get_qdict(resp, "error"), "desc"),
+                        ==, "");
+    }
+    g_assert_true(qdict_haskey(resp, "return"));
+    qobject_unref(resp);
+}
+
+static char *error_desc(QDict *resp)
+{
+    char *desc;
+
+    g_assert_nonnull(resp);
+    g_assert_true(qdict_haskey(resp, "error"));
+    desc = g_strdup(qdict_get_str(qdict_get_qdict(resp, "error"), "desc"));
+    qobject_unref(resp);
+    return desc;
+}
+
+static void filter_add(Env *e, const char *id, const char *props)
+{
+    assert_success(object_add(e, "filter-redirector", id, props));
+}
+
+static void filter_del(Env *e, const char *id)
+{
+    qtest_qmp_assert_success(e->qts, "{ 'execute': 'object-del',"
+                             " 'arguments': { 'id': %s } }", id);
+}
+
+static void filter_set_status(Env *e, const char *id, bool on)
+{
+    g_autofree char *path = g_strdup_printf("/objects/%s", id);
+
+    qtest_qmp_assert_success(e->qts, "{ 'execute': 'qom-set', 'arguments': {"
+                             " 'path': %s, 'property': 'status',"
+                             " 'value': %s } }", path, on ? "on" : "off");
+}
+
+static void vm_run(Env *e, bool run)
+{
+    qtest_qmp_assert_success(e->qts, "{ 'execute': %s }",
+                             run ? "cont" : "stop");
+}
+
+/* QEMU answers, and has been through its main loop some times */
+static void vm_answers(Env *e)
+{
+    int i;
+
+    for (i = 0; i < 5; i++) {
+        qtest_qmp_assert_success(e->qts, "{ 'execute': 'query-status' }");
+    }
+}
+
+/* Wait until QEMU has read everything that the test wrote to @fd */
+static void wait_consumed(Env *e, int fd)
+{
+    g_test_timer_start();
+    while (unread_bytes(fd)) {
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        vm_answers(e);
+    }
+    vm_answers(e);
+}
+
+static int listener_connect(Env *e)
+{
+    int fd = unix_connect(e->listen, NULL);
+
+    g_assert_cmpint(fd, !=, -1);
+    return fd;
+}
+
+/*
+ * Reader of what QEMU takes from a TAP, which works with the VM stopped, too,
+ * and what is read here is not passed to the guest
+ */
+static void tap_reader_add(Env *e)
+{
+    filter_add(e, "reader", "netdev=n0,queue=tx,outdev=c1");
+}
+
+/*
+ * With the VM stopped: wait until QEMU has read its one frame from tap[0].
+ * The next ones are for tap_expect().
+ */
+static void wait_tap_blocked(Env *e)
+{
+    g_test_timer_start();
+    while (!if_tx_packets(e->tap[0].name)) {
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        vm_answers(e);
+    }
+}
+
+/* CPU time of QEMU in clock ticks */
+static uint64_t vm_cpu_ticks(Env *e)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/stat",
+                                            qtest_pid(e->qts));
+    g_autofree char *text = NULL;
+    unsigned long user, system;
+
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    g_assert_cmpint(sscanf(strrchr(text, ')') + 2,
+                           "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u "
+                           "%lu %lu", &user, &system), ==, 2);
+    return user + system;
+}
+
+/* No main loop that spins: the time here is a measure, nobody waits for it */
+static void assert_idle(Env *e)
+{
+    uint64_t before;
+
+    vm_answers(e);
+    before = vm_cpu_ticks(e);
+    g_usleep(400 * 1000);
+    g_assert_cmpint((vm_cpu_ticks(e) - before) * 1000 / sysconf(_SC_CLK_TCK),
+                    <, 150);
+}
+
+static int count_fds(Env *e)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/fd", qtest_pid(e->qts));
+    g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
+    int n = 0;
+
+    g_assert_nonnull(dir);
+    while (g_dir_read_name(dir)) {
+        n++;
+    }
+    return n;
+}
+
+
+/* Option errors */
+
+/*
+ * QEMU does not start with @args, and says why: "qemu-system-x: error", or
+ * with @option for an option that it knows the place of, an "-option argument"
+ * between the two
+ */
+static void assert_command_line_error(const char *args, const char *option,
+                                      const char *error)
+{
+    /* Bad even if all else is good, so that QEMU always exits */
+    g_autofree char *line =
+        g_strdup_printf("%s -M none -nodefaults -display none %s "
+                        "-device no-such-device",
+                        qtest_qemu_binary(NULL), args);
+    g_auto(GStrv) argv = g_strsplit(line, " ", -1);
+    g_autofree char *prefix = option ? g_strdup_printf(": %s: ", option) :
+                                       g_strdup(": ");
+    g_autofree char *text = NULL;
+    char *start;
+    int status = 0;
+
+    g_assert_true(g_spawn_sync(NULL, argv, NULL,
+                               G_SPAWN_LEAVE_DESCRIPTORS_OPEN |
+                               G_SPAWN_STDOUT_TO_DEV_NULL,
+                               NULL, NULL, NULL, &text, &status, NULL));
+    g_assert_cmpint(status, !=, 0);
+    start = strstr(text, prefix);
+    if (start) {
+        start += strlen(prefix);
+        start[strcspn(start, "\n")] = '\0';
+    }
+    g_assert_cmpstr(start ?: text, ==, error);
+}
+
+typedef struct OptionError {
+    const char *props;
+    const char *error;
+} OptionError;
+
+static const OptionError filter_errors[] = {
+    {
+        "netdev=h0,in_netdev=h0,out_netdev=h1",
+        "'in_netdev' and 'out_netdev' cannot be used together"
+    }, {
+        "netdev=h0,in_netdev=h0,indev=x0",
+        "'in_netdev' and 'indev' cannot be used together"
+    }, {
+        "netdev=h0,out_netdev=h1,outdev=x0",
+        "'out_netdev' and 'outdev' cannot be used together"
+    }, {
+        "netdev=h0",
+        "filter-redirector needs at least one of 'indev', 'outdev', "
+        "'in_netdev' and 'out_netdev'"
+    }, {
+        "netdev=h0,in_netdev=nope,outdev=x0",
+        "'in_netdev': netdev 'nope' not found"
+    }, {
+        "netdev=h0,in_netdev=nope",
+        "'in_netdev': netdev 'nope' not found"
+    }, {
+        "netdev=h0,indev=x0,out_netdev=nope",
+        "'out_netdev': netdev 'nope' not found"
+    }, {
+        "netdev=h0,in_netdev=h0,outdev=x0",
+        "'in_netdev': netdev 'h0' (hubport) has no host network interface"
+    }, {
+        "netdev=h0,queue=tx,out_netdev=h1",
+        "'out_netdev': netdev 'h1' (hubport) has no host network interface"
+    }, {
+        "netdev=h0,indev=x0,out_netdev=d0",
+        "'out_netdev': netdev 'd0' (stream) has no host network interface"
+    }, {
+        "netdev=h0,in_netdev=h0,outdev=x0,"
+        "enable_when_running=off,enable_when_stopped=off",
+        "'enable_when_running' and 'enable_when_stopped' are both off: "
+        "the filter would never be active"
+    }, {
+        "netdev=h0,in_netdev=h0,outdev=x0,enable_when_running=off",
+        "'enable_when_running' and 'enable_when_stopped' are both off: "
+        "the filter would never be active"
+    }, {
+        "netdev=h0,outdev=x0,enable_when_running=off,enable_when_stopped=off",
+        "'enable_when_running' and 'enable_when_stopped' are both off: "
+        "the filter would never be active"
+    }, {
+        "netdev=h0,indev=x0,outdev=x0",
+        "'indev' and 'outdev' could not be same for filter redirector"
+    }, {
+        "netdev=h0,indev=nope,outdev=x0",
+        "IN Device 'nope' not found"
+    }, {
+        "netdev=h0,indev=x0,outdev=nope",
+        "OUT Device 'nope' not found"
+    },
+};
+
+#define OPTIONS_NETDEVS                                 \
+    "-netdev hubport,id=h0,hubid=0 "                    \
+    "-netdev hubport,id=h1,hubid=0 "                    \
+    "-netdev stream,id=d0,server=on,addr.type=unix,addr.path="
+
+static void test_filter_errors_qmp(void)
+{
+    Env e;
+    int i;
+
+    env_init(&e);
+    e.qts = qtest_initf("-M none -nodefaults " OPTIONS_NETDEVS "%s/d0 "
+                        "-chardev null,id=x0 -chardev null,id=x1", tmpdir);
+    for (i = 0; i < ARRAY_SIZE(filter_errors); i++) {
+        g_autofree char *desc = error_desc(object_add(&e, "filter-redirector",
+                                                      "f0",
+                                                      filter_errors[i].props));
+
+        g_assert_cmpstr(desc, ==, filter_errors[i].error);
+    }
+
+    /* Nothing of those is left: the name and the chardevs are free */
+    filter_add(&e, "f0", "netdev=h0,indev=x0,outdev=x1");
+    filter_del(&e, "f0");
+    filter_add(&e, "f0", "netdev=h0,indev=x1,outdev=x0,"
+               "enable_when_stopped=off,hold_limit=1000");
+    filter_del(&e, "f0");
+    qtest_quit(e.qts);
+}
+
+static void test_filter_errors_command_line(void)
+{
+    int i;
+
+    for (i = 0; i < ARRAY_SIZE(filter_errors); i++) {
+        g_autofree char *args =
+            g_strdup_printf(OPTIONS_NETDEVS "%s/d0 -chardev null,id=x0 "
+                            "-object filter-redirector,id=f0,%s",
+                            tmpdir, filter_errors[i].props);
+
+        assert_command_line_error(args, NULL, filter_errors[i].error);
+    }
+}
+
+/* -netdev user is what most people would try first */
+static void test_filter_errors_user(void)
+{
+    g_autofree char *desc = NULL;
+    QDict *resp;
+    Env e;
+
+    env_init(&e);
+    e.qts = qtest_init("-M none -nodefaults -chardev null,id=x0");
+    resp = qtest_qmp(e.qts, "{ 'execute': 'netdev_add', 'arguments':"
+                     " { 'type': 'user', 'id': 'u0' } }");
+    if (qdict_haskey(resp, "error")) {
+        g_test_skip("QEMU was built without slirp");
+    } else {
+        desc = error_desc(object_add(&e, "filter-redirector", "f0",
+                                     "netdev=u0,in_netdev=u0,outdev=x0"));
+        g_assert_cmpstr(desc, ==, "'in_netdev': netdev 'u0' (user) has no "
+                        "host network interface");
+    }
+    qobject_unref(resp);
+    qtest_quit(e.qts);
+}
+
+typedef enum FdKind {
+    FD_NONE,                    /* another address type */
+    FD_STREAM,
+    FD_PIPE,
+    FD_PACKET,                  /* the following need a host */
+    FD_PACKET_DGRAM,
+    FD_PACKET_UNBOUND,
+} FdKind;
+
+typedef struct ChardevError {
+    FdKind fd;
+    const char *options;
+    const char *error;
+} ChardevError;
+
+#define INCOMPATIBLE(option) \
+    "'af-packet-mode' option is incompatible with '" option "' option"
+
+static const ChardevError chardev_errors[] = {
+    {
+        FD_NONE, "af-packet-mode=capture",
+        "'af-packet-mode' option requires 'fd' address type"
+    }, {
+        FD_NONE, "af-packet-mode=inject,af-packet-vnet-hdr=on",
+        "'af-packet-mode' option requires 'fd' address type"
+    }, {
+        FD_STREAM, "af-packet-mode=capture",
+        "'af-packet-mode' requires an AF_PACKET fd"
+    }, {
+        FD_STREAM, "af-packet-mode=inject",
+        "'af-packet-mode' requires an AF_PACKET fd"
+    }, {
+        /* Found out before anybody looks at the mode */
+        FD_PIPE, "af-packet-mode=capture", "File descriptor 'fd0' is not a socket"
+    }, {
+        FD_STREAM, "af-packet-mode=capture,telnet=on", INCOMPATIBLE("telnet")
+    }, {
+        FD_STREAM, "af-packet-mode=capture,tn3270=on", INCOMPATIBLE("tn3270")
+    }, {
+        FD_STREAM, "af-packet-mode=inject,websocket=on",
+        INCOMPATIBLE("websocket")
+    }, {
+        FD_STREAM, "af-packet-mode=inject,tls-creds=tls0",
+        INCOMPATIBLE("tls-creds")
+    }, {
+        FD_STREAM, "af-packet-mode=capture,server=on", INCOMPATIBLE("server")
+    }, {
+        FD_STREAM, "af-packet-mode=capture,reconnect-ms=1000",
+        INCOMPATIBLE("reconnect-ms")
+    }, {
+        FD_STREAM, "af-packet-mode=inject,wait=off", INCOMPATIBLE("wait")
+    }, {
+        FD_STREAM, "af-packet-vnet-hdr=on",
+        "'af-packet-vnet-hdr' option requires 'af-packet-mode' option"
+    }, {
+        FD_STREAM, "af-packet-mode=x",
+        "Parameter 'af-packet-mode' does not accept value 'x'"
+    }, {
+        FD_PACKET_DGRAM, "af-packet-mode=capture",
+        "'af-packet-mode': the AF_PACKET fd must be of type SOCK_RAW"
+    }, {
+        FD_PACKET_UNBOUND, "af-packet-mode=capture",
+        "'af-packet-mode': the AF_PACKET fd must be bound to an interface"
+    }, {
+        FD_PACKET_UNBOUND, "af-packet-mode=inject",
+        "'af-packet-mode': the AF_PACKET fd must be bound to an interface"
+    }, {
+        FD_PACKET, "server=off",
+        "an AF_PACKET fd requires the 'af-packet-mode' option"
+    },
+};
+
+/* Returns the fd for QEMU; @other is to be kept open */
+static int open_fd(FdKind kind, const char *ifname, int *other)
+{
+    int fd[2] = { -1, -1 };
+
+    switch (kind) {
+    case FD_NONE:
+        break;
+    case FD_STREAM:
+        socket_pair(fd);
+        break;
+    case FD_PIPE:
+        g_assert_cmpint(pipe(fd), ==, 0);
+        break;
+    case FD_PACKET:
+        fd[1] = packet_socket(ifname, SOCK_RAW, ETH_P_ALL);
+        break;
+    case FD_PACKET_DGRAM:
+        fd[1] = packet_socket(ifname, SOCK_DGRAM, ETH_P_ALL);
+        break;
+    case FD_PACKET_UNBOUND:
+        fd[1] = packet_socket(NULL, SOCK_RAW, 0);
+        break;
+    }
+    if (fd[1] != -1) {
+        fcntl(fd[1], F_SETFD, 0);
+    }
+    *other = fd[0];
+    return fd[1];
+}
+
+static void close_fd(int fd)
+{
+    if (fd != -1) {
+        close(fd);
+    }
+}
+
+static void send_fd(Env *e, int fd, const char *name)
+{
+    qtest_qmp_fds_assert_success(e->qts, &fd, 1, "{ 'execute': 'getfd',"
+                                 " 'arguments': { 'fdname': %s } }", name);
+}
+
+static QDict *chardev_add(Env *e, const char *id, int fd, const char *options)
+{
+    QDict *data = qdict_new();
+
+    put_props(data, options);
+    if (fd != -1) {
+        send_fd(e, fd, "fd0");
+        qdict_put_obj(data, "addr", qobject_from_jsonf_nofail(
+                      "{ 'type': 'fd', 'data': { 'str': 'fd0' } }"));
+    } else {
+        qdict_put_obj(data, "addr", qobject_from_jsonf_nofail(
+                      "{ 'type': 'unix', 'data': { 'path': %s } }",
+                      "/no/such/path"));
+    }
+    return qtest_qmp(e->qts, "{ 'execute': 'chardev-add', 'arguments': {"
+                     " 'id': %s, 'backend': { 'type': 'socket',"
+                     " 'data': %p } } }", id, data);
+}
+
+static void chardev_errors_qmp(FdKind first, FdKind last, const char *ifname)
+{
+    Env e;
+    int i;
+
+    env_init(&e);
+    e.qts = qtest_init("-M none -nodefaults");
+    for (i = 0; i < ARRAY_SIZE(chardev_errors); i++) {
+        const ChardevError *c = &chardev_errors[i];
+        g_autofree char *desc = NULL;
+        g_autofree char *expected = NULL;
+        int other;
+        int fd;
+
+        if (c->fd < first || c->fd > last) {
+            continue;
+        }
+        fd = open_fd(c->fd, ifname, &other);
+        desc = error_desc(chardev_add(&e, "c0", fd, c->options));
+        expected = g_strdup_printf("Failed to add chardev 'c0': %s", c->error);
+        if (strcmp(desc, c->error)) {
+            g_assert_cmpstr(desc, ==, expected);
+        }
+        if (fd != -1) {
+            /* Gone if QEMU took it, else this takes it back */
+            qobject_unref(qtest_qmp(e.qts, "{ 'execute': 'closefd',"
+                                    " 'arguments': { 'fdname': 'fd0' } }"));
+        }
+        close_fd(fd);
+        close_fd(other);
+    }
+    qtest_quit(e.qts);
+}
+
+static void chardev_errors_command_line(FdKind first, FdKind last,
+                                        const char *ifname)
+{
+    int i;
+
+    for (i = 0; i < ARRAY_SIZE(chardev_errors); i++) {
+        const ChardevError *c = &chardev_errors[i];
+        g_autofree char *addr = NULL;
+        g_autofree char *option = NULL;
+        g_autofree char *error = NULL;
+        int other;
+        int fd;
+
+        if (c->fd < first || c->fd > last) {
+            continue;
+        }
+        fd = open_fd(c->fd, ifname, &other);
+        addr = fd != -1 ? g_strdup_printf("fd=%d", fd) :
+                          g_strdup("path=/no/such/path");
+        option = g_strdup_printf("-chardev socket,id=c0,%s,%s", addr,
+                                 c->options);
+        if (c->fd == FD_PIPE) {
+            error = g_strdup_printf("File descriptor '%d' is not a socket", fd);
+        }
+        assert_command_line_error(option, option, error ?: c->error);
+        close_fd(fd);
+        close_fd(other);
+    }
+}
+
+static void test_chardev_errors_qmp(void)
+{
+    chardev_errors_qmp(FD_NONE, FD_PIPE, NULL);
+}
+
+static void test_chardev_errors_command_line(void)
+{
+    chardev_errors_command_line(FD_NONE, FD_PIPE, NULL);
+}
+
+static void test_chardev_errors_packet(void)
+{
+    Tap tap;
+
+    tap_open(&tap, "qtap0");
+    chardev_errors_qmp(FD_PACKET, FD_PACKET_UNBOUND, tap.name);
+    chardev_errors_command_line(FD_PACKET, FD_PACKET_UNBOUND, tap.name);
+    tap_close(&tap);
+}
+
+/* Others that take a fd get no further with such a socket than before */
+static void test_netdev_errors_packet(void)
+{
+    int packet;
+    Tap tap;
+    Env e;
+
+    tap_open(&tap, "qtap0");
+    packet = packet_socket(tap.name, SOCK_RAW, ETH_P_ALL);
+    env_start(&e, 0, "");
+    send_fd(&e, packet, "fd0");
+    qobject_unref(qtest_qmp(e.qts, "{ 'execute': 'netdev_add', 'arguments':"
+                            " { 'type': 'stream', 'id': 'st0', 'addr':"
+                            " { 'type': 'fd', 'str': 'fd0' } } }"));
+    host_send(&tap, 1, FRAME_LEN);
+    vm_answers(&e);
+    env_stop(&e);
+    close(packet);
+    tap_close(&tap);
+}
+
+/* What is sent from the chain to where the chain begins comes round again */
+static void test_filter_errors_own_netdev(void)
+{
+    static const char error[] =
+        "'out_netdev' on the filter's own netdev 'n0' would feed frames back "
+        "to itself; use 'indev', 'queue=rx' or another netdev";
+    static const char *const props[] = {
+        "netdev=n0,out_netdev=n0",
+        "netdev=n0,queue=all,out_netdev=n0",
+        "netdev=n0,queue=tx,out_netdev=n0",
+    };
+    Env e;
+    int i;
+
+    env_start(&e, 2, "");
+    for (i = 0; i < ARRAY_SIZE(props); i++) {
+        g_autofree char *desc = error_desc(object_add(&e, "filter-redirector",
+                                                      "f0", props[i]));
+        g_autofree char *args =
+            g_strdup_printf("-netdev tap,id=n0,fd=%d "
+                            "-object filter-redirector,id=f0,%s",
+                            e.tap[0].fd, props[i]);
+
+        g_assert_cmpstr(desc, ==, error);
+        assert_command_line_error(args, NULL, error);
+    }
+    filter_add(&e, "f0", "netdev=n0,queue=rx,out_netdev=n0");
+    filter_add(&e, "f1", "netdev=n0,indev=c0,out_netdev=n0");
+    filter_add(&e, "f2", "netdev=n0,queue=tx,out_netdev=n1");
+    env_stop(&e);
+}
+
+/*
+ * A QEMU whose uid may be 0, but that has no capability.  Its parent keeps
+ * its own: securebits count when a program is executed.
+ */
+static void env_start_unprivileged(Env *e, int taps, const char *options)
+{
+    g_assert_cmpint(prctl(PR_SET_SECUREBITS, SECBIT_NOROOT), ==, 0);
+    env_start(e, taps, options);
+    g_assert_cmpint(prctl(PR_SET_SECUREBITS, 0), ==, 0);
+}
+
+static void test_filter_errors_eperm(void)
+{
+    static const struct {
+        const char *props;
+        const char *start;
+    } cases[] = {
+        {
+            "netdev=n0,in_netdev=n0,outdev=c0",
+            "'in_netdev': cannot open a packet socket on 'qtap0'"
+        }, {
+            "netdev=n0,indev=c0,out_netdev=n0",
+            "'out_netdev': cannot open a packet socket on 'qtap0'"
+        },
+    };
+    Env e;
+    int i;
+
+    env_start_unprivileged(&e, 1, "");
+    for (i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autofree char *desc = error_desc(object_add(&e, "filter-redirector",
+                                                      "f0", cases[i].props));
+
+        if (!g_str_has_prefix(desc, cases[i].start)) {
+            g_assert_cmpstr(desc, ==, cases[i].start);
+        }
+        g_assert_nonnull(strstr(desc, "CAP_NET_RAW"));
+        g_assert_nonnull(strstr(desc, "af-packet-mode"));
+    }
+    env_stop(&e);
+}
+
+static bool host_command(const char *line)
+{
+    g_auto(GStrv) argv = g_strsplit(line, " ", -1);
+    int status = -1;
+
+    return g_spawn_sync(NULL, argv, NULL,
+                        G_SPAWN_SEARCH_PATH | G_SPAWN_STDOUT_TO_DEV_NULL |
+                        G_SPAWN_STDERR_TO_DEV_NULL,
+                        NULL, NULL, NULL, NULL, &status, NULL) && status == 0;
+}
+
+/*
+ * A fd for the macvtap @name.  Its device node is nobody's but the test's, as
+ * the number in the name is that of the interface, in any namespace.
+ */
+static int macvtap_open(const char *name)
+{
+    g_autofree char *sys = g_strdup_printf("%s/sys", tmpdir);
+    g_autofree char *node = g_strdup_printf("%s/macvtap", tmpdir);
+    g_autofree char *path =
+        g_strdup_printf("%s/class/net/%s/macvtap/tap%u/dev", sys, name,
+                        if_nametoindex(name));
+    g_autofree char *text = NULL;
+    unsigned major, minor;
+    int fd = -1;
+
+    g_mkdir(sys, 0700);
+    if (mount("sysfs", sys, "sysfs", 0, NULL) == 0) {
+        if (g_file_get_contents(path, &text, NULL, NULL) &&
+            sscanf(text, "%u:%u", &major, &minor) == 2 &&
+            mknod(node, S_IFCHR | 0600, makedev(major, minor)) == 0) {
+            fd = open(node, O_RDWR);
+            unlink(node);
+        }
+        umount(sys);
+    }
+    g_rmdir(sys);
+    return fd;
+}
+
+/* The guest of a macvtap is on the other side: OUTGOING is what it sends */
+static void test_filter_errors_macvtap(void)
+{
+    g_autofree char *options = NULL;
+    g_autofree char *chardev = NULL;
+    g_autofree char *desc = NULL;
+    int packet;
+    int fd = -1;
+    Tap tap;
+    Env e;
+
+    tap_open(&tap, "qtap0");
+    if (!host_command("ip link add link qtap0 name qmacvtap0 type macvtap")) {
+        g_test_skip("no iproute2, or a kernel without macvtap");
+        tap_close(&tap);
+        return;
+    }
+
+    packet = packet_socket("qmacvtap0", SOCK_RAW, 0);
+    fcntl(packet, F_SETFD, 0);
+    chardev = g_strdup_printf("-chardev socket,id=c0,fd=%d,"
+                              "af-packet-mode=capture", packet);
+    assert_command_line_error(chardev, chardev,
+                              "'af-packet-mode': 'qmacvtap0' is a macvlan or "
+                              "macvtap interface, whose directions are "
+                              "reversed; use a TAP");
+    close(packet);
+
+    fd = macvtap_open("qmacvtap0");
+    if (fd == -1) {
+        g_test_skip("cannot open the macvtap");
+    } else {
+        env_init(&e);
+        options = g_strdup_printf("-netdev tap,id=m0,fd=%d", fd);
+        env_start_full(&e, 0, true, "none", options);
+        desc = error_desc(object_add(&e, "filter-redirector", "f0",
+                                     "netdev=m0,in_netdev=m0,outdev=c0"));
+        g_assert_cmpstr(desc, ==, "'in_netdev': 'qmacvtap0' is a macvlan or "
+                        "macvtap interface, whose directions are reversed; "
+                        "use a TAP");
+        env_stop(&e);
+        close(fd);
+    }
+    tap_close(&tap);
+}
+
+
+/* Capture and inject: exact frames */
+
+static const size_t frame_sizes[] = { 60, 61, 590, 1514, 9014 };
+
+/* host -> TAP -> capture -> chardev, and the guest gets its own */
+static void test_capture_exact(void)
+{
+    Env e;
+    int i;
+
+    env_start(&e, 1, "");
+    if_set_mtu(e.tap[0].name, 9000);
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0");
+    filter_add(&e, "f1", "netdev=n0,in_netdev=n0,outdev=c1,"
+               "vnet_hdr_support=on");
+    for (i = 0; i < ARRAY_SIZE(frame_sizes); i++) {
+        struct virtio_net_hdr hdr;
+        size_t hdr_len, len;
+        g_autofree uint8_t *buf = NULL;
+
+        host_send(&e.tap[0], i, frame_sizes[i]);
+        wire_expect(e.chr[0], i, frame_sizes[i]);
+        wire_expect(e.guest[0], i, frame_sizes[i]);
+
+        buf = wire_recv_vnet(e.chr[1], &hdr, &hdr_len, &len);
+        g_assert_true(buffer_is_zero(&hdr, sizeof(hdr)));
+        assert_frame(buf + hdr_len, len, i, frame_sizes[i]);
+    }
+    env_stop(&e);
+}
+
+/* Many at once: all there, in order */
+static void test_capture_burst(void)
+{
+    const int n = 500;
+    Env e;
+    int i;
+
+    env_start(&e, 1, "-object filter-redirector,id=f0,netdev=n0,"
+              "in_netdev=n0,outdev=c0");
+    for (i = 0; i < n; i++) {
+        host_send(&e.tap[0], i, 60 + i);
+        /* Before the default receive buffer of a packet socket is full */
+        if (i % 50 == 49) {
+            for (int j = i - 49; j <= i; j++) {
+                wire_expect(e.chr[0], j, 60 + j);
+            }
+        }
+    }
+    env_stop(&e);
+}
+
+/* What the guest sends passes through the same TAP, and is not captured */
+static void test_capture_direction(void)
+{
+    g_autofree uint8_t *buf = g_malloc(WIRE_MAX);
+    ssize_t len;
+    int host;
+    Env e;
+
+    env_start(&e, 1, "-object filter-redirector,id=f0,netdev=n0,"
+              "in_netdev=n0,outdev=c0");
+    host = packet_socket(e.tap[0].name, SOCK_RAW, ETH_P_TEST);
+    wire_send(e.guest[0], 1, FRAME_LEN);
+    wait_fd(host, POLLIN);
+    len = recv(host, buf, WIRE_MAX, 0);
+    assert_frame(buf, len, 1, FRAME_LEN);
+
+    host_send(&e.tap[0], 2, FRAME_LEN);
+    wire_expect(e.chr[0], 2, FRAME_LEN);
+    close(host);
+    env_stop(&e);
+}
+
+/*
+ * The kernel's own UDP leaves the checksum to the interface if that can do it.
+ * Without vnet headers in the stream, it has to be in the frame.
+ */
+static void test_capture_checksum(void)
+{
+    static const char text[] = "The checksum of this is left to others";
+    struct sockaddr_in sin = { .sin_family = AF_INET };
+    struct ifreq ifr = host_ifreq("qtap0");
+    struct arpreq arp = { .arp_flags = ATF_PERM | ATF_COM };
+    struct virtio_net_hdr hdr;
+    size_t hdr_len, len;
+    uint8_t *frame;
+    int fd, i;
+    Env e;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0");
+    filter_add(&e, "f1", "netdev=n0,in_netdev=n0,outdev=c1,"
+               "vnet_hdr_support=on");
+    tap_set_offload(&e.tap[0], TUN_F_CSUM);
+
+    sin.sin_addr.s_addr = htonl(0x0a010001);
+    memcpy(&ifr.ifr_addr, &sin, sizeof(sin));
+    host_ioctl(SIOCSIFADDR, &ifr);
+    sin.sin_addr.s_addr = htonl(0x0a010002);
+    memcpy(&arp.arp_pa, &sin, sizeof(sin));
+    arp.arp_ha.sa_family = ARPHRD_ETHER;
+    memcpy(arp.arp_ha.sa_data, mac_guest, ETH_ALEN);
+    pstrcpy(arp.arp_dev, sizeof(arp.arp_dev), e.tap[0].name);
+    host_ioctl(SIOCSARP, &arp);
+
+    fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    sin.sin_port = htons(4242);
+    g_assert_cmpint(connect(fd, (struct sockaddr *)&sin, sizeof(sin)), ==, 0);
+
+    /* An even and an odd number of bytes */
+    for (i = 0; i < 2; i++) {
+        size_t udp_len = 8 + sizeof(text) - i;
+        uint16_t sum;
+
+        g_assert_cmpint(send(fd, text, sizeof(text) - i, 0),
+                        ==, sizeof(text) - i);
+
+        frame = wire_recv(e.chr[0], &len);
+        g_assert_cmpint(len, ==, 34 + udp_len);
+        g_assert_cmpmem(frame, ETH_ALEN, mac_guest, ETH_ALEN);
+        g_assert_cmpmem(frame + 42, len - 42, text, sizeof(text) - i);
+        sum = inet_sum(frame + 34, udp_len, ip_pseudo_sum(frame + 14));
+        g_assert_cmphex(lduw_be_p(frame + 40), !=, 0);
+        g_assert_cmphex(sum, ==, 0xffff);
+        g_free(frame);
+
+        frame = wire_recv_vnet(e.chr[1], &hdr, &hdr_len, &len);
+        g_assert_cmpint(len, ==, 34 + udp_len);
+        g_assert_cmpint(hdr.flags, ==, VIRTIO_NET_HDR_F_NEEDS_CSUM);
+        g_assert_cmpint(hdr.gso_type, ==, VIRTIO_NET_HDR_GSO_NONE);
+        g_assert_cmpint(hdr.csum_start, ==, 34);
+        g_assert_cmpint(hdr.csum_offset, ==, 6);
+        g_assert_cmphex(lduw_be_p(frame + hdr_len + 40),
+                        ==, ip_pseudo_sum(frame + hdr_len + 14));
+        g_free(frame);
+    }
+    close(fd);
+    env_stop(&e);
+}
+
+/*
+ * Another guest, with tap[1] for its NIC, sends through a bridge:
+ *
+ *   test: tap[1].fd --> bridge --> tap[0] --> QEMU
+ *
+ * Its frames come with its metadata, and a VLAN tag leaves the frame on the
+ * way, as it does on the way from a real NIC.
+ */
+static bool bridge_open(Env *e)
+{
+    struct ifreq ifr = host_ifreq("qbr0");
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    bool ok = ioctl(fd, SIOCBRADDBR, "qbr0") == 0;
+    int i;
+
+    close(fd);
+    if (!ok) {
+        g_test_skip("the kernel has no bridges");
+        return false;
+    }
+    tap_open(&e->tap[0], "qtap0");
+    tap_open(&e->tap[1], "qtap1");
+    for (i = 0; i < 2; i++) {
+        ifr.ifr_ifindex = if_nametoindex(e->tap[i].name);
+        host_ioctl(SIOCBRADDIF, &ifr);
+    }
+    if_set_up("qbr0", true);
+    return true;
+}
+
+static void bridge_close(void)
+{
+    if_set_up("qbr0", false);
+    host_ioctl(SIOCBRDELBR, (void *)"qbr0");
+}
+
+static void guest_send(Tap *tap, const struct virtio_net_hdr *hdr,
+                       const uint8_t *frame, size_t len)
+{
+    struct iovec iov[] = {
+        { .iov_base = (void *)hdr, .iov_len = VNET_HDR_LEN },
+        { .iov_base = (void *)frame, .iov_len = len },
+    };
+
+    g_assert_cmpint(writev(tap->fd, iov, 2), ==, VNET_HDR_LEN + len);
+}
+
+static void test_capture_vlan(void)
+{
+    static const uint8_t tag[] = { 0x81, 0x00, 0x60, 0x05 };
+    const size_t tagged_len = FRAME_LEN + sizeof(tag);
+    uint8_t frame[FRAME_LEN + sizeof(tag)];
+    uint8_t completed[FRAME_LEN + sizeof(tag)];
+    struct virtio_net_hdr hdr = { 0 };
+    uint8_t *buf;
+    size_t hdr_len, len;
+    int i;
+    Env e;
+
+    env_init(&e);
+    if (!bridge_open(&e)) {
+        return;
+    }
+    env_start_full(&e, 1, true, "none", "");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0");
+    filter_add(&e, "f1", "netdev=n0,in_netdev=n0,outdev=c1,"
+               "vnet_hdr_support=on");
+    tap_set_offload(&e.tap[0], TUN_F_CSUM);
+
+    /* First a complete frame, then one whose checksum is to be filled in */
+    for (i = 0; i < 2; i++) {
+        frame_fill(frame, i, FRAME_LEN);
+        memmove(frame + 16, frame + 12, FRAME_LEN - 12);
+        memcpy(frame + 12, tag, sizeof(tag));
+        memcpy(completed, frame, tagged_len);
+        if (i == 1) {
+            hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
+            hdr.csum_start = 38;
+            hdr.csum_offset = 16;
+            stw_be_p(completed + 54, ~inet_sum(frame + 38, tagged_len - 38, 0));
+        }
+        guest_send(&e.tap[1], &hdr, frame, tagged_len);
+
+        buf = wire_recv(e.chr[0], &len);
+        g_assert_cmpmem(buf, len, completed, tagged_len);
+        g_free(buf);
+
+        buf = wire_recv_vnet(e.chr[1], &hdr, &hdr_len, &len);
+        g_assert_cmpmem(buf + hdr_len, len, frame, tagged_len);
+        g_assert_cmpint(hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM, ==,
+                        i == 1 ? VIRTIO_NET_HDR_F_NEEDS_CSUM : 0);
+        if (i == 1) {
+            g_assert_cmpint(hdr.csum_start, ==, 38);
+            g_assert_cmpint(hdr.csum_offset, ==, 16);
+        }
+        g_free(buf);
+    }
+    env_stop(&e);
+    bridge_close();
+}
+
+/*
+ * A TCP segment of 20000 bytes, tagged or not.  It travels with its metadata,
+ * and is left out where there is no place for that.
+ */
+static void test_capture_gso(const void *opaque)
+{
+    const size_t tag_len = opaque ? 4 : 0;
+    const size_t len = 54 + tag_len + 20000;
+    g_autofree uint8_t *frame = g_malloc(len);
+    g_autofree uint8_t *buf = NULL;
+    uint8_t *ip = frame + 14 + tag_len;
+    struct virtio_net_hdr none = { 0 };
+    struct virtio_net_hdr got;
+    struct virtio_net_hdr hdr = {
+        .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM,
+        .gso_type = VIRTIO_NET_HDR_GSO_TCPV4,
+        .hdr_len = 54 + tag_len,
+        .gso_size = 1400,
+        .csum_start = 34 + tag_len,
+        .csum_offset = 16,
+    };
+    uint8_t marker[FRAME_LEN];
+    size_t hdr_len, got_len;
+    Env e;
+
+    env_init(&e);
+    if (!bridge_open(&e)) {
+        return;
+    }
+    env_start_full(&e, 1, true, "none", "");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0");
+    filter_add(&e, "f1", "netdev=n0,in_netdev=n0,outdev=c1,"
+               "vnet_hdr_support=on");
+    tap_set_offload(&e.tap[0], TUN_F_CSUM | TUN_F_TSO4);
+
+    frame_fill(frame, 0, len);
+    if (tag_len) {
+        stl_be_p(frame + 12, 0x81006005);
+    }
+    stw_be_p(ip - 2, ETH_P_IP);
+    ip_header(ip, IPPROTO_TCP, 20020);
+    memset(ip + 20, 0, 20);
+    stw_be_p(ip + 20, 1000);            /* ports */
+    stw_be_p(ip + 22, 2000);
+    ip[32] = 5 << 4;                    /* header length in words */
+    ip[33] = 0x10;                      /* ACK */
+    stw_be_p(ip + 36, ip_pseudo_sum(ip));
+    guest_send(&e.tap[1], &hdr, frame, len);
+
+    buf = wire_recv_vnet(e.chr[1], &got, &hdr_len, &got_len);
+    g_assert_cmpmem(buf + hdr_len, got_len, frame, len);
+    g_assert_cmpint(got.flags, ==, hdr.flags);
+    g_assert_cmpint(got.gso_type, ==, hdr.gso_type);
+    g_assert_cmpint(got.hdr_len, ==, hdr.hdr_len);
+    g_assert_cmpint(got.gso_size, ==, hdr.gso_size);
+    g_assert_cmpint(got.csum_start, ==, hdr.csum_start);
+    g_assert_cmpint(got.csum_offset, ==, hdr.csum_offset);
+
+    frame_fill(marker, 1, sizeof(marker));
+    guest_send(&e.tap[1], &none, marker, sizeof(marker));
+    wire_expect(e.chr[0], 1, sizeof(marker));
+
+    env_stop(&e);
+    bridge_close();
+}
+
+/* chardev -> inject -> TAP -> guest */
+static void test_inject_exact(void)
+{
+    static const int vnet_hdr_len[] = { 0, 10, 12, 20 };
+    Env e;
+    int i;
+
+    env_start(&e, 1, "");
+    if_set_mtu(e.tap[0].name, 9000);
+    filter_add(&e, "f0", "netdev=n0,indev=c0,out_netdev=n0");
+    for (i = 0; i < ARRAY_SIZE(frame_sizes); i++) {
+        wire_send(e.chr[0], i, frame_sizes[i]);
+        wire_expect(e.guest[0], i, frame_sizes[i]);
+    }
+
+    filter_add(&e, "f1", "netdev=n0,indev=c1,out_netdev=n0,"
+               "vnet_hdr_support=on");
+    for (i = 0; i < ARRAY_SIZE(vnet_hdr_len); i++) {
+        g_autoptr(GByteArray) wire = g_byte_array_new();
+
+        wire_append_seq(wire, vnet_hdr_len[i], i, FRAME_LEN);
+        write_all(e.chr[1], wire->data, wire->len);
+        wire_expect(e.guest[0], i, FRAME_LEN);
+    }
+    env_stop(&e);
+}
+
+/* In the smallest pieces that there are, and many in one */
+static void test_inject_pieces(void)
+{
+    g_autoptr(GByteArray) wire = g_byte_array_new();
+    Env e;
+    int i;
+
+    env_start(&e, 1, "-object filter-redirector,id=f0,netdev=n0,"
+              "indev=c0,out_netdev=n0");
+    for (i = 0; i < 4; i++) {
+        wire_append_seq(wire, -1, i, 60 + i);
+    }
+    for (i = 0; i < wire->len; i++) {
+        write_all(e.chr[0], wire->data + i, 1);
+        wait_consumed(&e, e.chr[0]);
+    }
+    for (i = 0; i < 4; i++) {
+        wire_expect(e.guest[0], i, 60 + i);
+    }
+
+    g_byte_array_set_size(wire, 0);
+    for (i = 0; i < 50; i++) {
+        wire_append_seq(wire, -1, i, 60 + i);
+    }
+    for (i = 0; i < 20; i++) {
+        int j;
+
+        write_all(e.chr[0], wire->data, wire->len);
+        for (j = 0; j < 50; j++) {
+            wire_expect(e.guest[0], j, 60 + j);
+        }
+    }
+    env_stop(&e);
+}
+
+/* Messages without a frame that can be injected; the next one is good */
+static void test_inject_unusable(const void *opaque)
+{
+    /* length of the frame; of the vnet header; bytes too few for it */
+    static const struct {
+        size_t len;
+        int vnet_hdr_len;
+        int missing;
+    } messages[] = {
+        { 0, -1, 0 },           /* nothing */
+        { 13, -1, 0 },          /* less than an Ethernet header */
+        { 1515, -1, 0 },        /* over the MTU */
+        { 9014, -1, 0 },
+        { 60000, -1, 0 },
+        { 0, 0, 0 },
+        { FRAME_LEN, 1, 0 },    /* less than the shortest vnet header */
+        { FRAME_LEN, 9, 0 },
+        { 0, 10, 0 },
+        { 0, 12, 0 },
+        { 0, 12, 1 },           /* more than the message has */
+        { 0, 4000, 3900 },
+        { 9014, 10, 0 },
+    };
+    bool vnet = opaque != NULL;
+    uint32_t seq = 0;
+    Env e;
+    int i;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", vnet ?
+               "netdev=n0,indev=c0,out_netdev=n0,vnet_hdr_support=on" :
+               "netdev=n0,indev=c0,out_netdev=n0");
+    for (i = 0; i < ARRAY_SIZE(messages); i++) {
+        g_autoptr(GByteArray) wire = g_byte_array_new();
+
+        if (vnet != (messages[i].vnet_hdr_len >= 0)) {
+            continue;
+        }
+        wire_append_seq(wire, messages[i].vnet_hdr_len, seq++,
+                        messages[i].len);
+        if (messages[i].missing) {
+            g_byte_array_set_size(wire, wire->len - messages[i].missing);
+            stl_be_p(wire->data, wire->len - 8);
+        }
+        wire_append_seq(wire, vnet ? VNET_HDR_LEN : -1, seq, FRAME_LEN);
+        write_all(e.chr[0], wire->data, wire->len);
+        wire_expect(e.guest[0], seq++, FRAME_LEN);
+    }
+    env_stop(&e);
+}
+
+/* The longest message that the format knows is no error, whatever becomes */
+static void test_inject_longest(void)
+{
+    Env e;
+
+    env_start(&e, 1, "-object filter-redirector,id=f0,netdev=n0,"
+              "indev=c0,out_netdev=n0");
+    wire_send(e.chr[0], 1, WIRE_MAX);
+    wire_send(e.chr[0], 2, FRAME_LEN);
+    wire_expect(e.guest[0], 2, FRAME_LEN);
+    env_stop(&e);
+}
+
+/*
+ * The whole way, with command lines only:
+ * host -> tap[0] -> capture -> Unix socket -> inject -> tap[1] -> guest
+ */
+static void test_capture_inject(const void *opaque)
+{
+    const char *vnet = opaque;
+    const int n = 300;
+    g_autofree char *options =
+        g_strdup_printf("-chardev socket,id=m0,path=%s/m0,server=on,wait=off "
+                        "-chardev socket,id=m1,path=%s/m0 "
+                        "-object filter-redirector,id=f0,netdev=n0,"
+                        "in_netdev=n0,outdev=m0%s "
+                        "-object filter-redirector,id=f1,netdev=n1,"
+                        "indev=m1,out_netdev=n1%s",
+                        tmpdir, tmpdir, vnet, vnet);
+    g_autofree char *path = g_strdup_printf("%s/m0", tmpdir);
+    Env e;
+    int i, j;
+
+    env_start(&e, 2, options);
+    if_set_mtu(e.tap[0].name, 9000);
+    if_set_mtu(e.tap[1].name, 9000);
+    for (i = 0; i < ARRAY_SIZE(frame_sizes); i++) {
+        host_send(&e.tap[0], i, frame_sizes[i]);
+        wire_expect(e.guest[1], i, frame_sizes[i]);
+        wire_expect(e.guest[0], i, frame_sizes[i]);
+    }
+    for (i = 0; i < n; i += 50) {
+        for (j = 0; j < 50; j++) {
+            host_send(&e.tap[0], i + j, FRAME_LEN);
+        }
+        for (j = 0; j < 50; j++) {
+            wire_expect(e.guest[1], i + j, FRAME_LEN);
+            wire_expect(e.guest[0], i + j, FRAME_LEN);
+        }
+    }
+    env_stop(&e);
+    unlink(path);
+}
+
+/*
+ * And with the metadata, straight from one host interface to another:
+ * another guest -> bridge -> tap[0] -> capture -> inject -> TAP, read here
+ */
+static void test_capture_inject_metadata(void)
+{
+    struct virtio_net_hdr hdr = {
+        .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM,
+        .csum_start = 38,
+        .csum_offset = 6,
+    };
+    struct virtio_net_hdr got;
+    uint8_t frame[FRAME_LEN + 4];
+    uint8_t buf[FRAME_LEN + 4];
+    size_t len;
+    int packet;
+    Tap out;
+    Env e;
+
+    env_init(&e);
+    if (!bridge_open(&e)) {
+        return;
+    }
+    env_start_full(&e, 1, true, "none", "");
+    tap_open(&out, "qtap2");
+    packet = packet_socket(out.name, SOCK_RAW, 0);
+    tap_set_offload(&e.tap[0], TUN_F_CSUM);
+    tap_set_offload(&out, TUN_F_CSUM);
+    assert_success(chardev_add(&e, "inject", packet, "af-packet-mode=inject,"
+                               "af-packet-vnet-hdr=on"));
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=inject,"
+               "vnet_hdr_support=on");
+
+    /* UDP with a VLAN tag, its checksum left to the interface */
+    frame_fill(frame, 0, sizeof(frame));
+    stl_be_p(frame + 12, 0x81000005);
+    stw_be_p(frame + 16, ETH_P_IP);
+    ip_header(frame + 18, IPPROTO_UDP, sizeof(frame) - 38);
+    stw_be_p(frame + 42, sizeof(frame) - 38);
+    stw_be_p(frame + 44, ip_pseudo_sum(frame + 18));
+    guest_send(&e.tap[1], &hdr, frame, sizeof(frame));
+
+    len = tap_recv(&out, &got, buf, sizeof(buf));
+    g_assert_cmpmem(buf, len, frame, sizeof(frame));
+    g_assert_cmpint(got.flags, ==, hdr.flags);
+    g_assert_cmpint(got.csum_start, ==, hdr.csum_start);
+    g_assert_cmpint(got.csum_offset, ==, hdr.csum_offset);
+
+    close(packet);
+    env_stop(&e);
+    tap_close(&out);
+    bridge_close();
+}
+
+
+/* The rows of in and out that go through the chain */
+
+/*
+ * What n1 receives is copied into the chain of n0.  A filter behind sees it,
+ * the NIC of n0 does not, as no frame of n0 has been added to the traffic.
+ */
+static void test_chain_copy(void)
+{
+    Env e;
+
+    env_start(&e, 2, "");
+    filter_add(&e, "f0", "netdev=n0,queue=tx,in_netdev=n1");
+    assert_success(object_add(&e, "filter-mirror", "mirror",
+                              "netdev=n0,queue=tx,outdev=c0"));
+    host_send(&e.tap[1], 1, FRAME_LEN);
+    wire_expect(e.chr[0], 1, FRAME_LEN);
+    wire_expect(e.guest[1], 1, FRAME_LEN);
+    host_send(&e.tap[0], 2, FRAME_LEN);
+    wire_expect(e.chr[0], 2, FRAME_LEN);
+    wire_expect(e.guest[0], 2, FRAME_LEN);
+
+    /* No filter behind: the copy has nowhere to go */
+    filter_del(&e, "mirror");
+    host_send(&e.tap[1], 3, FRAME_LEN);
+    wire_expect(e.guest[1], 3, FRAME_LEN);
+    vm_answers(&e);
+    host_send(&e.tap[0], 4, FRAME_LEN);
+    wire_expect(e.guest[0], 4, FRAME_LEN);
+    env_stop(&e);
+}
+
+/*
+ * The same on one netdev, the usual case: behind the filter each frame passes
+ * twice, as itself and as its copy; the guest gets it once.
+ */
+static void test_chain_copy_own(void)
+{
+    Env e;
+    int i;
+
+    env_start(&e, 1, "-object filter-redirector,id=f0,netdev=n0,queue=tx,"
+              "in_netdev=n0 "
+              "-object filter-mirror,id=mirror,netdev=n0,queue=tx,outdev=c0");
+    for (i = 0; i < 10; i++) {
+        host_send(&e.tap[0], i, FRAME_LEN);
+        wire_expect(e.chr[0], i, FRAME_LEN);
+        wire_expect(e.chr[0], i, FRAME_LEN);
+        wire_expect(e.guest[0], i, FRAME_LEN);
+    }
+    env_stop(&e);
+}
+
+/* A filter in front of the one that captures must not see the copy */
+static void test_chain_copy_position(void)
+{
+    Env e;
+
+    env_start(&e, 2, "");
+    assert_success(object_add(&e, "filter-mirror", "before",
+                              "netdev=n0,queue=tx,outdev=c0"));
+    filter_add(&e, "f0", "netdev=n0,queue=tx,in_netdev=n1");
+    assert_success(object_add(&e, "filter-mirror", "behind",
+                              "netdev=n0,queue=tx,outdev=c1"));
+    host_send(&e.tap[1], 1, FRAME_LEN);
+    wire_expect(e.chr[1], 1, FRAME_LEN);
+    host_send(&e.tap[0], 2, FRAME_LEN);
+    wire_expect(e.chr[0], 2, FRAME_LEN);
+    wire_expect(e.chr[1], 2, FRAME_LEN);
+    env_stop(&e);
+}
+
+/* host -> tap[0] -> n0 -> chain -> inject -> tap[1] -> guest of n1 */
+static void test_chain_out(void)
+{
+    Env e;
+    int i;
+
+    env_start(&e, 2, "-object filter-redirector,id=f0,netdev=n0,queue=tx,"
+              "out_netdev=n1");
+    if_set_mtu(e.tap[0].name, 9000);
+    if_set_mtu(e.tap[1].name, 9000);
+    for (i = 0; i < ARRAY_SIZE(frame_sizes); i++) {
+        host_send(&e.tap[0], i, frame_sizes[i]);
+        wire_expect(e.guest[1], i, frame_sizes[i]);
+    }
+
+    /* A redirector: what went there did not go on */
+    filter_set_status(&e, "f0", false);
+    host_send(&e.tap[0], i, FRAME_LEN);
+    wire_expect(e.guest[0], i, FRAME_LEN);
+    env_stop(&e);
+}
+
+/* What the guest sends comes back to it through its own TAP */
+static void test_chain_out_own(void)
+{
+    g_autofree uint8_t *buf = g_malloc(WIRE_MAX);
+    ssize_t len;
+    int host;
+    Env e;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", "netdev=n0,queue=rx,out_netdev=n0");
+    host = packet_socket(e.tap[0].name, SOCK_RAW, ETH_P_TEST);
+    wire_send(e.guest[0], 1, FRAME_LEN);
+    wire_expect(e.guest[0], 1, FRAME_LEN);
+
+    filter_set_status(&e, "f0", false);
+    wire_send(e.guest[0], 2, FRAME_LEN);
+    wait_fd(host, POLLIN);
+    len = recv(host, buf, WIRE_MAX, 0);
+    assert_frame(buf, len, 2, FRAME_LEN);
+    close(host);
+    env_stop(&e);
+}
+
+/*
+ * With a virtio-net NIC for a peer the frames in the chain have a vnet header
+ * in front: taken off for the interface, put on for a copy.
+ */
+static void test_chain_virtio_net(void)
+{
+    static const char bios[64 * 1024];
+    g_autofree char *options = NULL;
+    g_autofree char *path = NULL;
+    struct virtio_net_hdr hdr;
+    size_t hdr_len, len;
+    g_autofree uint8_t *buf = NULL;
+    Env e;
+
+    if (!qtest_has_machine("pc") || !qtest_has_device("virtio-net-pci")) {
+        g_test_skip("no virtio-net-pci");
+        return;
+    }
+
+    /* No firmware runs, but there must be some */
+    path = g_strdup_printf("%s/bios", tmpdir);
+    g_assert_true(g_file_set_contents(path, bios, sizeof(bios), NULL));
+    options = g_strdup_printf("-bios %s "
+                              "-device virtio-net-pci,netdev=n0,romfile= "
+                              "-device virtio-net-pci,netdev=n1,romfile=",
+                              path);
+    env_init(&e);
+    env_start_full(&e, 2, false, "pc", options);
+    unlink(path);
+    filter_add(&e, "f0", "netdev=n0,queue=tx,out_netdev=n1");
+    filter_add(&e, "f1", "netdev=n1,in_netdev=n1,queue=tx");
+    filter_add(&e, "f2", "netdev=n1,queue=tx,outdev=c0,vnet_hdr_support=on");
+
+    /* Injected frames are not captured: this is what n1 reads */
+    host_send(&e.tap[0], 1, FRAME_LEN);
+    buf = wire_recv_vnet(e.chr[0], &hdr, &hdr_len, &len);
+    g_assert_cmpint(hdr_len, ==, VNET_HDR_LEN);
+    g_assert_true(buffer_is_zero(&hdr, sizeof(hdr)));
+    assert_frame(buf + hdr_len, len, 1, FRAME_LEN);
+    g_clear_pointer(&buf, g_free);
+
+    /* What the host sends is read from the TAP, and captured: twice there */
+    host_send(&e.tap[1], 2, FRAME_LEN);
+    for (int i = 0; i < 2; i++) {
+        buf = wire_recv_vnet(e.chr[0], &hdr, &hdr_len, &len);
+        g_assert_cmpint(hdr_len, ==, VNET_HDR_LEN);
+        g_assert_true(buffer_is_zero(&hdr, sizeof(hdr)));
+        assert_frame(buf + hdr_len, len, 2, FRAME_LEN);
+        g_clear_pointer(&buf, g_free);
+    }
+    env_stop(&e);
+}
+
+/* As ever: chain -> outdev, and indev -> chain */
+static void test_chain_chardevs(void)
+{
+    Env e;
+    int i;
+
+    env_start(&e, 1, "-object filter-redirector,id=f0,netdev=n0,queue=tx,"
+              "outdev=c0 "
+              "-object filter-redirector,id=f1,netdev=n0,queue=tx,indev=c1");
+    host_send(&e.tap[0], 1, FRAME_LEN);
+    wire_expect(e.chr[0], 1, FRAME_LEN);
+    wire_send(e.chr[1], 2, FRAME_LEN);
+    wire_expect(e.guest[0], 2, FRAME_LEN);
+    filter_del(&e, "f0");
+
+    /* To a peer that comes and goes */
+    filter_add(&e, "f0", "netdev=n0,queue=tx,outdev=s0");
+    for (i = 0; i < 3; i++) {
+        int fd = listener_connect(&e);
+
+        vm_answers(&e);
+        host_send(&e.tap[0], i, FRAME_LEN);
+        wire_expect(fd, i, FRAME_LEN);
+        close(fd);
+        vm_answers(&e);
+    }
+    env_stop(&e);
+}
+
+
+/* No loops */
+
+static void test_loop_chardevs(void)
+{
+    Env e;
+    int i;
+
+    env_start(&e, 1, "-object filter-redirector,id=f0,netdev=n0,"
+              "in_netdev=n0,outdev=c0 "
+              "-object filter-redirector,id=f1,netdev=n0,"
+              "indev=c1,out_netdev=n0");
+    for (i = 0; i < 10; i++) {
+        wire_send(e.chr[1], i, FRAME_LEN);
+    }
+    for (i = 0; i < 10; i++) {
+        wire_expect(e.guest[0], i, FRAME_LEN);
+    }
+    host_send(&e.tap[0], i, FRAME_LEN);
+    wire_expect(e.chr[0], i, FRAME_LEN);
+    wire_expect(e.guest[0], i, FRAME_LEN);
+    env_stop(&e);
+}
+
+/* What is captured is injected into the same TAP: twice for the guest, only */
+static void test_loop_closed(void)
+{
+    g_autofree char *options =
+        g_strdup_printf("-chardev socket,id=m0,path=%s/m0,server=on,wait=off "
+                        "-chardev socket,id=m1,path=%s/m0 "
+                        "-object filter-redirector,id=f0,netdev=n0,"
+                        "in_netdev=n0,outdev=m0 "
+                        "-object filter-redirector,id=f1,netdev=n0,"
+                        "indev=m1,out_netdev=n0", tmpdir, tmpdir);
+    g_autofree char *path = g_strdup_printf("%s/m0", tmpdir);
+    Env e;
+    int i;
+
+    env_start(&e, 1, options);
+    for (i = 0; i < 10; i++) {
+        host_send(&e.tap[0], i, FRAME_LEN);
+        wire_expect(e.guest[0], i, FRAME_LEN);
+        wire_expect(e.guest[0], i, FRAME_LEN);
+    }
+    env_stop(&e);
+    unlink(path);
+}
+
+
+/* Active and inactive */
+
+typedef struct Activity {
+    const char *name;
+    const char *props;
+    bool running;
+    bool stopped;
+} Activity;
+
+static const Activity activities[] = {
+    { "default", "", true, false },
+    { "always", ",enable_when_stopped=on", true, true },
+    { "only-stopped", ",enable_when_stopped=on,enable_when_running=off",
+      false, true },
+    { "only-running", ",enable_when_stopped=off,enable_when_running=on",
+      true, false },
+};
+
+/* A frame while inactive, then one that is the first to be captured */
+static void test_activity_capture(const void *opaque)
+{
+    const Activity *a = opaque;
+    g_autofree char *props =
+        g_strdup_printf("netdev=n0,in_netdev=n0,outdev=c0%s", a->props);
+    uint32_t seq = 0;
+    Env e;
+    int i;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", props);
+    for (i = 0; i < 6; i++) {
+        bool running = i % 2 == 0;
+
+        host_send(&e.tap[0], seq, FRAME_LEN);
+        if (running ? a->running : a->stopped) {
+            wire_expect(e.chr[0], seq, FRAME_LEN);
+        }
+        seq++;
+        vm_run(&e, !running);
+    }
+    env_stop(&e);
+}
+
+/* The same from the start: the filter is set up with the VM stopped */
+static void test_activity_capture_stopped(const void *opaque)
+{
+    const Activity *a = opaque;
+    g_autofree char *options =
+        g_strdup_printf("-S -object filter-redirector,id=f0,netdev=n0,"
+                        "in_netdev=n0,outdev=c0%s", a->props);
+    Env e;
+
+    env_start(&e, 1, options);
+    host_send(&e.tap[0], 1, FRAME_LEN);
+    if (a->stopped) {
+        wire_expect(e.chr[0], 1, FRAME_LEN);
+    }
+    vm_run(&e, true);
+    host_send(&e.tap[0], 2, FRAME_LEN);
+    if (a->running) {
+        wire_expect(e.chr[0], 2, FRAME_LEN);
+    }
+    vm_run(&e, false);
+    vm_run(&e, true);
+    vm_run(&e, false);
+    host_send(&e.tap[0], 3, FRAME_LEN);
+    if (a->stopped) {
+        wire_expect(e.chr[0], 3, FRAME_LEN);
+    }
+    vm_run(&e, true);
+    host_send(&e.tap[0], 4, FRAME_LEN);
+    if (a->running) {
+        wire_expect(e.chr[0], 4, FRAME_LEN);
+    }
+    env_stop(&e);
+}
+
+/*
+ * Frames that come while the filter is inactive are read, but do not appear
+ * before frames of the host that were sent later; when it is active, they do.
+ */
+static void test_activity_inject(const void *opaque)
+{
+    const Activity *a = opaque;
+    g_autofree char *props =
+        g_strdup_printf("netdev=n0,indev=c0,out_netdev=n0%s", a->props);
+    uint32_t held = 0;
+    Env e;
+    int i, j;
+
+    env_start(&e, 1, "");
+    tap_reader_add(&e);
+    filter_add(&e, "f0", props);
+    for (i = 0; i < 6; i++) {
+        bool running = i % 2 == 0;
+
+        if (running ? a->running : a->stopped) {
+            for (j = 0; j < held; j++) {
+                wire_expect(e.chr[1], 100 * (i - 1) + j, FRAME_LEN);
+            }
+            held = 0;
+            wire_send(e.chr[0], 100 * i, FRAME_LEN);
+            wire_expect(e.chr[1], 100 * i, FRAME_LEN);
+        } else {
+            for (held = 0; held < 100; held++) {
+                wire_send(e.chr[0], 100 * i + held, FRAME_LEN);
+            }
+            wait_consumed(&e, e.chr[0]);
+            host_send(&e.tap[0], 1000000, FRAME_LEN);
+            wire_expect(e.chr[1], 1000000, FRAME_LEN);
+        }
+        vm_run(&e, !running);
+    }
+    env_stop(&e);
+}
+
+/* Redirectors between chain and chardevs work while stopped, unless told */
+static void test_activity_chain(void)
+{
+    Env e;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", "netdev=n0,queue=tx,outdev=c0");
+    vm_run(&e, false);
+    host_send(&e.tap[0], 1, FRAME_LEN);
+    wire_expect(e.chr[0], 1, FRAME_LEN);
+    filter_del(&e, "f0");
+
+    filter_add(&e, "f0", "netdev=n0,queue=tx,outdev=c0,"
+               "enable_when_stopped=off");
+    host_send(&e.tap[0], 2, FRAME_LEN);
+    vm_answers(&e);
+    vm_run(&e, true);
+    wire_expect(e.guest[0], 2, FRAME_LEN);
+    host_send(&e.tap[0], 3, FRAME_LEN);
+    wire_expect(e.chr[0], 3, FRAME_LEN);
+    filter_del(&e, "f0");
+
+    /* Into the chain: what waits is not lost */
+    tap_reader_add(&e);
+    filter_add(&e, "f0", "netdev=n0,queue=tx,indev=c0,position=head");
+    vm_run(&e, false);
+    wire_send(e.chr[0], 4, FRAME_LEN);
+    wire_expect(e.chr[1], 4, FRAME_LEN);
+    filter_del(&e, "f0");
+
+    filter_add(&e, "f0", "netdev=n0,queue=tx,indev=c0,position=head,"
+               "enable_when_stopped=off");
+    wire_send(e.chr[0], 5, FRAME_LEN);
+    wire_send(e.chr[0], 6, FRAME_LEN);
+    vm_answers(&e);
+    host_send(&e.tap[0], 7, FRAME_LEN);
+    wire_expect(e.chr[1], 7, FRAME_LEN);
+    vm_run(&e, true);
+    wire_expect(e.chr[1], 5, FRAME_LEN);
+    wire_expect(e.chr[1], 6, FRAME_LEN);
+    env_stop(&e);
+}
+
+/* The options can be changed while the filter works */
+static void test_activity_change(void)
+{
+    Env e;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0");
+    vm_run(&e, false);
+    host_send(&e.tap[0], 1, FRAME_LEN);
+    qtest_qom_set_bool(e.qts, "/objects/f0", "enable_when_stopped", true);
+    g_assert_true(qtest_qom_get_bool(e.qts, "/objects/f0",
+                                     "enable_when_stopped"));
+    host_send(&e.tap[0], 2, FRAME_LEN);
+    wire_expect(e.chr[0], 2, FRAME_LEN);
+    qtest_qom_set_bool(e.qts, "/objects/f0", "enable_when_running", false);
+    vm_run(&e, true);
+    host_send(&e.tap[0], 3, FRAME_LEN);
+    vm_run(&e, false);
+    host_send(&e.tap[0], 4, FRAME_LEN);
+    wire_expect(e.chr[0], 4, FRAME_LEN);
+    env_stop(&e);
+}
+
+/* chain -> out_netdev, inactive: the frame goes its usual way */
+static void test_activity_chain_out(void)
+{
+    Env e;
+
+    env_start(&e, 2, "");
+    filter_add(&e, "f0", "netdev=n0,queue=tx,out_netdev=n1,"
+               "enable_when_stopped=on,enable_when_running=off");
+    host_send(&e.tap[0], 1, FRAME_LEN);
+    wire_expect(e.guest[0], 1, FRAME_LEN);
+    vm_run(&e, false);
+    host_send(&e.tap[0], 2, FRAME_LEN);
+    vm_answers(&e);
+    vm_run(&e, true);
+    wire_expect(e.guest[1], 2, FRAME_LEN);
+    host_send(&e.tap[0], 3, FRAME_LEN);
+    wire_expect(e.guest[0], 3, FRAME_LEN);
+    env_stop(&e);
+}
+
+static void test_status_capture(void)
+{
+    Env e;
+    int i;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0,status=off");
+    for (i = 0; i < 3; i++) {
+        host_send(&e.tap[0], 10 * i, FRAME_LEN);
+        filter_set_status(&e, "f0", true);
+        host_send(&e.tap[0], 10 * i + 1, FRAME_LEN);
+        wire_expect(e.chr[0], 10 * i + 1, FRAME_LEN);
+        filter_set_status(&e, "f0", false);
+    }
+
+    /* The VM's state does not override it */
+    vm_run(&e, false);
+    vm_run(&e, true);
+    host_send(&e.tap[0], 100, FRAME_LEN);
+    filter_set_status(&e, "f0", true);
+    host_send(&e.tap[0], 101, FRAME_LEN);
+    wire_expect(e.chr[0], 101, FRAME_LEN);
+    env_stop(&e);
+}
+
+/* Off does not even read: the sender notices, and nothing is lost */
+static void test_status_inject(void)
+{
+    Env e;
+    int i;
+
+    env_start(&e, 1, "");
+    tap_reader_add(&e);
+    filter_add(&e, "f0", "netdev=n0,indev=c0,out_netdev=n0,status=off");
+    for (i = 0; i < 3; i++) {
+        int size;
+
+        g_assert_cmpint(unread_bytes(e.chr[0]), ==, 0);
+        wire_send(e.chr[0], 10 * i, FRAME_LEN);
+        size = unread_bytes(e.chr[0]);
+        vm_answers(&e);
+        vm_run(&e, false);
+        vm_run(&e, true);
+        host_send(&e.tap[0], 10 * i + 1, FRAME_LEN);
+        wire_expect(e.chr[1], 10 * i + 1, FRAME_LEN);
+        g_assert_cmpint(unread_bytes(e.chr[0]), ==, size);
+
+        filter_set_status(&e, "f0", true);
+        wire_expect(e.chr[1], 10 * i, FRAME_LEN);
+        wire_send(e.chr[0], 10 * i + 2, FRAME_LEN);
+        wire_expect(e.chr[1], 10 * i + 2, FRAME_LEN);
+        filter_set_status(&e, "f0", false);
+    }
+    env_stop(&e);
+}
+
+/* The same where indev feeds the chain */
+static void test_status_chain(void)
+{
+    Env e;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", "netdev=n0,queue=tx,indev=c0,status=off");
+    wire_send(e.chr[0], 1, FRAME_LEN);
+    vm_answers(&e);
+    host_send(&e.tap[0], 2, FRAME_LEN);
+    wire_expect(e.guest[0], 2, FRAME_LEN);
+    g_assert_cmpint(unread_bytes(e.chr[0]), >, 0);
+    filter_set_status(&e, "f0", true);
+    wire_expect(e.guest[0], 1, FRAME_LEN);
+    env_stop(&e);
+}
+
+/* Off with a backlog: it stays, it is not injected, and it comes with "on" */
+static void test_status_held(void)
+{
+    Env e;
+    int i;
+
+    env_start(&e, 1, "");
+    tap_reader_add(&e);
+    filter_add(&e, "f0", "netdev=n0,indev=c0,out_netdev=n0");
+    vm_run(&e, false);
+    for (i = 0; i < 20; i++) {
+        wire_send(e.chr[0], i, FRAME_LEN);
+    }
+    wait_consumed(&e, e.chr[0]);
+    filter_set_status(&e, "f0", false);
+    vm_run(&e, true);
+    vm_answers(&e);
+    host_send(&e.tap[0], 100, FRAME_LEN);
+    wire_expect(e.chr[1], 100, FRAME_LEN);
+    filter_set_status(&e, "f0", true);
+    for (i = 0; i < 20; i++) {
+        wire_expect(e.chr[1], i, FRAME_LEN);
+    }
+    env_stop(&e);
+}
+
+
+/* Limits and back-pressure */
+
+/*
+ * While inactive the filter holds hold_limit, then stops reading: the test
+ * finds its socket full.  All of it comes when it is active, in order.
+ */
+static void test_hold_limit(const void *opaque)
+{
+    const size_t limit = GPOINTER_TO_SIZE(opaque);
+    const size_t n = (limit + 1000000) / 1000;
+    g_autofree char *props =
+        g_strdup_printf("netdev=n0,indev=c0,out_netdev=n0,hold_limit=%zu,"
+                        "enable_when_running=off,enable_when_stopped=on",
+                        limit);
+    g_autoptr(GByteArray) wire = g_byte_array_new();
+    g_autoptr(GByteArray) rest = g_byte_array_new();
+    socklen_t optlen = sizeof(int);
+    size_t done = 0;
+    int tries = 0;
+    Sender sender;
+    int sndbuf;
+    Env e;
+    int i;
+
+    for (i = 0; i < n; i++) {
+        wire_append_seq(wire, -1, i, 996);
+    }
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", props);
+    getsockopt(e.chr[0], SOL_SOCKET, SO_SNDBUF, &sndbuf, &optlen);
+    while (tries < 20) {
+        ssize_t ret = send(e.chr[0], wire->data + done, wire->len - done,
+                           MSG_DONTWAIT | MSG_NOSIGNAL);
+
+        if (ret < 0) {
+            g_assert_cmpint(errno, ==, EAGAIN);
+            vm_answers(&e);
+            tries++;
+        } else {
+            done += ret;
+            tries = 0;
+            g_assert_cmpint(done, <, wire->len);
+        }
+    }
+    g_test_message("limit %zu: QEMU took %zu, %d unread, buffer %d",
+                   limit, done, unread_bytes(e.chr[0]), sndbuf);
+    /* Up to one message more or less, and what the socket has room for */
+    g_assert_cmpint(done, >=, limit / 2);
+    g_assert_cmpint(done, <=, limit + sndbuf + WIRE_MAX);
+
+    g_byte_array_append(rest, wire->data + done, wire->len - done);
+    sender_start(&sender, e.chr[0], rest);
+    vm_run(&e, false);
+    wait_tap_blocked(&e);
+    for (i = 1; i < n; i++) {
+        tap_expect(&e.tap[0], i, 996);
+    }
+    g_thread_join(sender.thread);
+    vm_run(&e, true);
+    wire_expect(e.guest[0], 0, 996);
+    env_stop(&e);
+}
+
+/*
+ * A TAP with a queue for 10 frames, and a reader that starts late: the filter
+ * finds the queue full, waits, and loses nothing.
+ */
+static void test_inject_full_queue(void)
+{
+    const int n = 2000;
+    g_autoptr(GByteArray) wire = g_byte_array_new();
+    struct ifreq ifr = host_ifreq("qtap0");
+    Sender sender;
+    Env e;
+    int i;
+
+    for (i = 0; i < n; i++) {
+        wire_append_seq(wire, -1, i, 1400);
+    }
+
+    env_init(&e);
+    tap_open(&e.tap[0], "qtap0");
+    ifr.ifr_qlen = 10;
+    host_ioctl(SIOCSIFTXQLEN, &ifr);
+    env_start_full(&e, 1, true, "none", "-S");
+    filter_add(&e, "f0", "netdev=n0,indev=c0,out_netdev=n0,"
+               "enable_when_stopped=on");
+    sender_start(&sender, e.chr[0], wire);
+
+    g_test_timer_start();
+    while (!if_tx_dropped("qtap0")) {
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        vm_answers(&e);
+    }
+    /* Waiting is not spinning */
+    assert_idle(&e);
+
+    wait_tap_blocked(&e);
+    for (i = 1; i < n; i++) {
+        tap_expect(&e.tap[0], i, 1400);
+    }
+    g_thread_join(sender.thread);
+    vm_run(&e, true);
+    wire_expect(e.guest[0], 0, 1400);
+    env_stop(&e);
+}
+
+/* Read frames in rising order up to @last, which must arrive */
+static int wire_expect_rising(Env *e, int fd, uint32_t last, size_t len)
+{
+    int64_t before = -1;
+    int n = 0;
+
+    while (before < last) {
+        size_t got;
+        struct pollfd pfd = { .fd = fd, .events = POLLIN };
+        g_autofree uint8_t *buf = NULL;
+        uint32_t seq;
+
+        /* There was no room for the last one, but there is now */
+        if (poll(&pfd, 1, 1000) == 0) {
+            host_send(&e->tap[0], last, len);
+        }
+        buf = wire_recv(fd, &got);
+        seq = ldl_be_p(buf + SEQ_OFFSET);
+        g_assert_cmpint(seq, >, before);
+        assert_frame(buf, got, seq, len);
+        before = seq;
+        n++;
+    }
+    return n;
+}
+
+/*
+ * Nobody reads what is captured: QEMU must go on.  The frames wait in the
+ * kernel, as many as may, and the rest are dropped there.
+ */
+static void test_slow_peer(void)
+{
+    const int n = 5000;
+    Env e;
+    int i;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0");
+    for (i = 0; i < n; i++) {
+        host_send(&e.tap[0], i, 1400);
+        if (i % 500 == 0) {
+            vm_answers(&e);
+        }
+    }
+    vm_run(&e, false);
+    vm_run(&e, true);
+    assert_idle(&e);
+    i = wire_expect_rising(&e, e.chr[0], n - 1, 1400);
+    /* Root may have a receive buffer for all of it */
+    g_assert_cmpint(i, >=, in_user_namespace ? 50 : n);
+    env_stop(&e);
+}
+
+/*
+ * A peer that leaves in the middle of a frame: the next one gets it whole.
+ * TCP, as a Unix socket takes all of a frame or nothing.
+ */
+static void test_peer_change(void)
+{
+    const int n = 4000;
+    struct sockaddr_in sin = {
+        .sin_family = AF_INET,
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+        .sin_port = htons(4242),
+    };
+    int fd;
+    Env e;
+    int i, j;
+
+    if_set_up("lo", true);
+    env_start(&e, 1, "-chardev socket,id=t0,host=127.0.0.1,port=4242,"
+              "server=on,wait=off");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=t0");
+    for (i = 0; i < 4; i++) {
+        fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (i < 3) {
+            int size = 4096;
+
+            setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+        }
+        g_assert_cmpint(connect(fd, (struct sockaddr *)&sin, sizeof(sin)),
+                        ==, 0);
+        vm_answers(&e);
+        if (i == 3) {
+            host_send(&e.tap[0], i * n, 1400);
+            wire_expect_rising(&e, fd, i * n, 1400);
+        }
+        for (j = 0; i < 3 && j < n; j++) {
+            host_send(&e.tap[0], i * n + j, 1400);
+        }
+        vm_answers(&e);
+        close(fd);
+        vm_answers(&e);
+    }
+    env_stop(&e);
+}
+
+/* Nor does it matter if the peer has gone, or has never been there */
+static void test_no_peer(void)
+{
+    int fd;
+    Env e;
+    int i;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0");
+    filter_add(&e, "f1", "netdev=n0,in_netdev=n0,outdev=s0");
+    host_send(&e.tap[0], 1, FRAME_LEN);
+    wire_expect(e.chr[0], 1, FRAME_LEN);
+    close(e.chr[0]);
+    e.chr[0] = -1;
+    for (i = 0; i < 100; i++) {
+        host_send(&e.tap[0], 2, FRAME_LEN);
+        wire_expect(e.guest[0], i ? 2 : 1, FRAME_LEN);
+    }
+    assert_idle(&e);
+
+    /* One that comes late begins with a whole frame */
+    fd = listener_connect(&e);
+    vm_answers(&e);
+    host_send(&e.tap[0], 5, FRAME_LEN);
+    for (i = 2; i != 5; ) {
+        size_t len;
+        g_autofree uint8_t *buf = wire_recv(fd, &len);
+
+        g_assert_cmpint(len, ==, FRAME_LEN);
+        i = ldl_be_p(buf + SEQ_OFFSET);
+        assert_frame(buf, len, i, FRAME_LEN);
+    }
+
+    /* And so does the next */
+    close(fd);
+    vm_answers(&e);
+    fd = listener_connect(&e);
+    vm_answers(&e);
+    host_send(&e.tap[0], 6, FRAME_LEN);
+    wire_expect(fd, 6, FRAME_LEN);
+    close(fd);
+    env_stop(&e);
+}
+
+
+/* Disconnects and bad streams */
+
+typedef struct Route {
+    const char *name;
+    const char *props;
+} Route;
+
+static const Route routes[] = {
+    { "inject", "netdev=n0,indev=s0,out_netdev=n0" },
+    { "chain", "netdev=n0,queue=tx,indev=s0" },
+};
+
+/* Half a frame, another connection, a whole frame: that one arrives only */
+static void test_reconnect(const void *opaque)
+{
+    const Route *route = opaque;
+    g_autoptr(GByteArray) wire = g_byte_array_new();
+    const size_t cuts[] = { 1, 3, 4, 5, 50, FRAME_LEN + 3 };
+    uint32_t seq = 0;
+    Env e;
+    int i;
+
+    wire_append_seq(wire, -1, 1000, FRAME_LEN);
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", route->props);
+    for (i = 0; i < ARRAY_SIZE(cuts); i++) {
+        int fd = listener_connect(&e);
+
+        wire_send(fd, seq, FRAME_LEN);
+        wire_expect(e.guest[0], seq++, FRAME_LEN);
+        write_all(fd, wire->data, cuts[i]);
+        wait_consumed(&e, fd);
+        close(fd);
+        vm_answers(&e);
+
+        fd = listener_connect(&e);
+        wire_send(fd, seq, FRAME_LEN);
+        wire_expect(e.guest[0], seq++, FRAME_LEN);
+        close(fd);
+    }
+    env_stop(&e);
+}
+
+/* What a peer sent before it closed is not lost */
+static void test_reconnect_held(void)
+{
+    Env e;
+    int fd;
+    int i;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", routes[0].props);
+    vm_run(&e, false);
+    fd = listener_connect(&e);
+    for (i = 0; i < 100; i++) {
+        wire_send(fd, i, FRAME_LEN);
+    }
+    wait_consumed(&e, fd);
+    close(fd);
+    vm_answers(&e);
+    fd = listener_connect(&e);
+    for (; i < 120; i++) {
+        wire_send(fd, i, FRAME_LEN);
+    }
+    wait_consumed(&e, fd);
+    vm_run(&e, true);
+    for (i = 0; i < 120; i++) {
+        wire_expect(e.guest[0], i, FRAME_LEN);
+    }
+    close(fd);
+    env_stop(&e);
+}
+
+/* A length that cannot be ends the connection, and nothing else */
+static void test_bad_length(const void *opaque)
+{
+    const Route *route = opaque;
+    const uint32_t lengths[] = { WIRE_MAX + 1, 0x80000000, UINT32_MAX };
+    uint32_t seq = 0;
+    Env e;
+    int i;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", route->props);
+    for (i = 0; i < ARRAY_SIZE(lengths); i++) {
+        g_autoptr(GByteArray) wire = g_byte_array_new();
+        int fd = listener_connect(&e);
+        uint8_t byte;
+
+        wire_append_seq(wire, -1, seq, FRAME_LEN);
+        wire_append_seq(wire, -1, 1000, FRAME_LEN);
+        stl_be_p(wire->data + 4 + FRAME_LEN, lengths[i]);
+        wire_append_seq(wire, -1, 1001, FRAME_LEN);
+        write_all(fd, wire->data, wire->len);
+        wire_expect(e.guest[0], seq++, FRAME_LEN);
+
+        wait_fd(fd, POLLIN);
+        g_assert_cmpint(recv(fd, &byte, 1, 0), <=, 0);
+        close(fd);
+
+        fd = listener_connect(&e);
+        wire_send(fd, seq, FRAME_LEN);
+        wire_expect(e.guest[0], seq++, FRAME_LEN);
+        close(fd);
+        vm_answers(&e);
+    }
+    assert_idle(&e);
+    env_stop(&e);
+}
+
+
+/* AF_PACKET sockets that are passed to a chardev */
+
+/*
+ * For a QEMU without capabilities and without a netdev for the TAP:
+ *   host -> TAP -> capture chardev -> chain of g0 -> c0
+ *   guest[0] -> chain of g0 -> inject chardev -> TAP, read by the test
+ */
+static void chardev_run(Env *e, Tap *tap, bool vnet)
+{
+    int i;
+
+    filter_add(e, "f0", vnet ? "netdev=g0,queue=rx,indev=capture,"
+               "vnet_hdr_support=on" : "netdev=g0,queue=rx,indev=capture");
+    filter_add(e, "f1", "netdev=g0,queue=tx,outdev=inject");
+    for (i = 0; i < ARRAY_SIZE(frame_sizes); i++) {
+        host_send(tap, i, frame_sizes[i]);
+        tap_expect(tap, i, frame_sizes[i]);
+        if (!vnet) {
+            wire_expect(e->guest[0], i, frame_sizes[i]);
+        }
+        wire_send(e->guest[0], i, frame_sizes[i]);
+        tap_expect(tap, i, frame_sizes[i]);
+    }
+    filter_del(e, "f0");
+    filter_del(e, "f1");
+}
+
+/* A guest without a TAP: g0 and a hub port for its peer */
+static void env_start_chardev(Env *e, const char *options)
+{
+    g_autofree char *args = NULL;
+    int fd[2];
+
+    env_init(e);
+    socket_pair(fd);
+    args = g_strdup_printf("-netdev socket,id=g0,fd=%d "
+                           "-netdev hubport,id=hg0,hubid=0,netdev=g0 %s",
+                           fd[1], options);
+    g_assert_cmpint(prctl(PR_SET_SECUREBITS, SECBIT_NOROOT), ==, 0);
+    env_start_full(e, 0, true, "none", args);
+    g_assert_cmpint(prctl(PR_SET_SECUREBITS, 0), ==, 0);
+    e->guest[0] = fd[0];
+    close(fd[1]);
+}
+
+static void test_chardev_command_line(void)
+{
+    g_autofree char *options = NULL;
+    int capture, inject, host;
+    Tap tap;
+    Env e;
+
+    tap_open(&tap, "qtap0");
+    if_set_mtu(tap.name, 9000);
+    capture = packet_socket(tap.name, SOCK_RAW, ETH_P_ALL);
+    inject = packet_socket(tap.name, SOCK_RAW, 0);
+    fcntl(capture, F_SETFD, 0);
+    fcntl(inject, F_SETFD, 0);
+    options = g_strdup_printf("-chardev socket,id=capture,fd=%d,"
+                              "af-packet-mode=capture "
+                              "-chardev socket,id=inject,fd=%d,"
+                              "af-packet-mode=inject", capture, inject);
+    env_start_chardev(&e, options);
+    close(capture);
+    close(inject);
+    chardev_run(&e, &tap, false);
+
+    /* Nobody reads: no reason to spin */
+    host_send(&tap, 99, FRAME_LEN);
+    assert_idle(&e);
+
+    /* What a guest sends is not captured, the same as with in_netdev */
+    filter_add(&e, "f0", "netdev=g0,queue=rx,indev=capture");
+    wire_expect(e.guest[0], 99, FRAME_LEN);
+    host = packet_socket(tap.name, SOCK_RAW, ETH_P_TEST);
+    {
+        struct virtio_net_hdr none = { 0 };
+        uint8_t frame[FRAME_LEN];
+
+        frame_fill(frame, 100, sizeof(frame));
+        guest_send(&tap, &none, frame, sizeof(frame));
+        wait_fd(host, POLLIN);
+    }
+    host_send(&tap, 101, FRAME_LEN);
+    wire_expect(e.guest[0], 101, FRAME_LEN);
+    close(host);
+    env_stop(&e);
+    tap_close(&tap);
+}
+
+static void test_chardev_getfd(void)
+{
+    int capture, inject;
+    Tap tap;
+    Env e;
+
+    tap_open(&tap, "qtap0");
+    if_set_mtu(tap.name, 9000);
+    capture = packet_socket(tap.name, SOCK_RAW, ETH_P_ALL);
+    inject = packet_socket(tap.name, SOCK_RAW, 0);
+    env_start_chardev(&e, "");
+    assert_success(chardev_add(&e, "capture", capture,
+                               "af-packet-mode=capture"));
+    assert_success(chardev_add(&e, "inject", inject,
+                               "af-packet-mode=inject,server=off,"
+                               "af-packet-vnet-hdr=off"));
+    close(capture);
+    close(inject);
+    chardev_run(&e, &tap, false);
+    env_stop(&e);
+    tap_close(&tap);
+}
+
+/* Shortest frames and metadata, exact, from the chardev into the TAP */
+static void test_chardev_vnet_hdr(void)
+{
+    struct virtio_net_hdr hdr = {
+        .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM,
+        .csum_start = 34,
+        .csum_offset = 16,
+    };
+    struct virtio_net_hdr got;
+    uint8_t frame[1514];
+    uint8_t buf[1514];
+    size_t len;
+    int inject;
+    Tap tap;
+    Env e;
+
+    tap_open(&tap, "qtap1");
+    tap_set_offload(&tap, TUN_F_CSUM);
+    inject = packet_socket(tap.name, SOCK_RAW, 0);
+    env_start(&e, 1, "");
+    assert_success(chardev_add(&e, "inject", inject, "af-packet-mode=inject,"
+                               "af-packet-vnet-hdr=on"));
+    close(inject);
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=inject,"
+               "vnet_hdr_support=on");
+
+    for (len = 14; len <= sizeof(frame); len += 100) {
+        frame_fill(frame, 1, len);
+        g_assert_cmpint(send(e.tap[0].host, frame, len, 0), ==, len);
+        g_assert_cmpint(tap_recv(&tap, &got, buf, sizeof(buf)), ==, len);
+        g_assert_cmpmem(buf, len, frame, len);
+        g_assert_true(buffer_is_zero(&got, sizeof(got)));
+    }
+
+    /* A host that leaves the checksum to the interface */
+    {
+        int one = 1;
+        struct iovec iov[] = {
+            { .iov_base = &hdr, .iov_len = VNET_HDR_LEN },
+            { .iov_base = frame, .iov_len = FRAME_LEN },
+        };
+
+        tap_set_offload(&e.tap[0], TUN_F_CSUM);
+        g_assert_cmpint(setsockopt(e.tap[0].host, SOL_PACKET, PACKET_VNET_HDR,
+                                   &one, sizeof(one)), ==, 0);
+        frame_fill(frame, 2, FRAME_LEN);
+        g_assert_cmpint(writev(e.tap[0].host, iov, 2),
+                        ==, VNET_HDR_LEN + FRAME_LEN);
+        g_assert_cmpint(tap_recv(&tap, &got, buf, sizeof(buf)), ==, FRAME_LEN);
+        g_assert_cmpmem(buf, FRAME_LEN, frame, FRAME_LEN);
+        g_assert_cmpmem(&got, VNET_HDR_LEN, &hdr, VNET_HDR_LEN);
+    }
+    env_stop(&e);
+    tap_close(&tap);
+}
+
+/*
+ * Into an interface whose reader is late: all of it waits, in the TAP's queue
+ * for 10 frames and in the capture's socket, and QEMU does not.
+ */
+static void test_chardev_full_queue(void)
+{
+    struct ifreq ifr = host_ifreq("qtap1");
+    const int n = 300;
+    int inject;
+    Tap tap;
+    Env e;
+    int i;
+
+    tap_open(&tap, "qtap1");
+    ifr.ifr_qlen = 10;
+    host_ioctl(SIOCSIFTXQLEN, &ifr);
+    inject = packet_socket(tap.name, SOCK_RAW, 0);
+    env_start(&e, 1, "");
+    assert_success(chardev_add(&e, "inject", inject, "af-packet-mode=inject"));
+    close(inject);
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=inject");
+    for (i = 0; i < n; i++) {
+        host_send(&e.tap[0], i, FRAME_LEN);
+        if (i % 50 == 0) {
+            vm_answers(&e);
+        }
+    }
+    assert_idle(&e);
+    g_assert_cmpint(if_tx_dropped(tap.name), >, 0);
+    for (i = 0; i < n; i++) {
+        tap_expect(&tap, i, FRAME_LEN);
+    }
+    env_stop(&e);
+    tap_close(&tap);
+}
+
+/*
+ * An injecting socket is not for reading, whatever arrives at it: before it
+ * was passed, when it listened to everything, or later.
+ */
+static void test_chardev_inject_deaf(void)
+{
+    static const uint16_t types[] = {
+        ETH_P_TEST, ETH_P_IP, 0xffff, 0x0600, 0x05ff, 4, 0,
+    };
+    struct virtio_net_hdr none = { 0 };
+    uint8_t frame[FRAME_LEN];
+    int inject;
+    Tap tap;
+    Env e;
+    int i;
+
+    tap_open(&tap, "qtap1");
+    inject = packet_socket(tap.name, SOCK_RAW, ETH_P_ALL);
+    frame_fill(frame, 0, sizeof(frame));
+    guest_send(&tap, &none, frame, sizeof(frame));
+    wait_fd(inject, POLLIN);
+
+    env_start(&e, 1, "");
+    assert_success(chardev_add(&e, "inject", inject, "af-packet-mode=inject"));
+    close(inject);
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=inject");
+    assert_idle(&e);
+    host_send(&e.tap[0], 1, FRAME_LEN);
+    tap_expect(&tap, 1, FRAME_LEN);
+
+    for (i = 0; i < ARRAY_SIZE(types); i++) {
+        stw_be_p(frame + 2 * ETH_ALEN, types[i]);
+        guest_send(&tap, &none, frame, sizeof(frame));
+        vm_answers(&e);
+        host_send(&e.tap[0], i, FRAME_LEN);
+        tap_expect(&tap, i, FRAME_LEN);
+    }
+    assert_idle(&e);
+    env_stop(&e);
+    tap_close(&tap);
+}
+
+static void wait_disconnected(Env *e, const char *id)
+{
+    bool disconnected = false;
+
+    g_test_timer_start();
+    while (!disconnected) {
+        QDict *resp = qtest_qmp(e->qts, "{ 'execute': 'query-chardev' }");
+        QListEntry *entry;
+
+        QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
+            QDict *chr = qobject_to(QDict, qlist_entry_obj(entry));
+
+            if (!strcmp(qdict_get_str(chr, "label"), id)) {
+                disconnected = g_str_has_prefix(qdict_get_str(chr, "filename"),
+                                                "disconnected:");
+            }
+        }
+        qobject_unref(resp);
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+    }
+}
+
+static QDict *add_client(Env *e, const char *id, int fd)
+{
+    send_fd(e, fd, "fd1");
+    return qtest_qmp(e->qts, "{ 'execute': 'add_client', 'arguments':"
+                     " { 'protocol': %s, 'fdname': 'fd1' } }", id);
+}
+
+/* QMP only says that it failed; why is told to stderr */
+static void assert_add_client_error(Env *e, const char *id, int fd,
+                                    const char *path, const char *error)
+{
+    g_autofree char *desc = error_desc(add_client(e, id, fd));
+    g_autofree char *text = NULL;
+
+    g_assert_cmpstr(desc, !=, "");
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    g_assert_nonnull(strstr(text, error));
+    g_assert_cmpint(truncate(path, 0), ==, 0);
+}
+
+/* The interface goes away; a socket on another one is handed over later */
+static void test_chardev_add_client(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/stderr", tmpdir);
+    g_autofree char *options = g_strdup_printf("2>>%s", path);
+    int capture, inject, packet;
+    int fd[2];
+    Tap tap;
+    Env e;
+
+    tap_open(&tap, "qtap0");
+    capture = packet_socket(tap.name, SOCK_RAW, ETH_P_ALL);
+    inject = packet_socket(tap.name, SOCK_RAW, 0);
+    env_start_chardev(&e, options);
+    assert_success(chardev_add(&e, "capture", capture,
+                               "af-packet-mode=capture"));
+    assert_success(chardev_add(&e, "inject", inject,
+                               "af-packet-mode=inject"));
+    close(capture);
+    close(inject);
+    filter_add(&e, "f0", "netdev=g0,queue=rx,indev=capture");
+    filter_add(&e, "f1", "netdev=g0,queue=tx,outdev=inject");
+    host_send(&tap, 1, FRAME_LEN);
+    wire_expect(e.guest[0], 1, FRAME_LEN);
+
+    tap_delete(&tap);
+    tap_close(&tap);
+    wait_disconnected(&e, "capture");
+    /* Inject learns of it with a frame, if not before */
+    wire_send(e.guest[0], 2, FRAME_LEN);
+    wait_disconnected(&e, "inject");
+    assert_idle(&e);
+
+    tap_open(&tap, "qtap1");
+    /* Wrong kinds are refused, and do not spoil it for the right one */
+    socket_pair(fd);
+    assert_add_client_error(&e, "capture", fd[1], path,
+                            "'af-packet-mode' requires an AF_PACKET fd\n");
+    assert_add_client_error(&e, "inject", fd[1], path,
+                            "'af-packet-mode' requires an AF_PACKET fd\n");
+    close(fd[0]);
+    close(fd[1]);
+    packet = packet_socket(NULL, SOCK_RAW, 0);
+    assert_add_client_error(&e, "capture", packet, path,
+                            "'af-packet-mode': the AF_PACKET fd must be "
+                            "bound to an interface\n");
+    close(packet);
+    wait_disconnected(&e, "capture");
+    wait_disconnected(&e, "inject");
+
+    packet = packet_socket(tap.name, SOCK_RAW, ETH_P_ALL);
+    assert_success(add_client(&e, "capture", packet));
+    close(packet);
+    packet = packet_socket(tap.name, SOCK_RAW, 0);
+    assert_success(add_client(&e, "inject", packet));
+    close(packet);
+    host_send(&tap, 3, FRAME_LEN);
+    tap_expect(&tap, 3, FRAME_LEN);
+    wire_expect(e.guest[0], 3, FRAME_LEN);
+    wire_send(e.guest[0], 4, FRAME_LEN);
+    tap_expect(&tap, 4, FRAME_LEN);
+
+    /* A chardev of another kind does not take an AF_PACKET socket either */
+    close(e.chr[0]);
+    e.chr[0] = -1;
+    filter_add(&e, "f2", "netdev=g0,queue=tx,indev=c0");
+    wait_disconnected(&e, "c0");
+    packet = packet_socket(tap.name, SOCK_RAW, ETH_P_ALL);
+    assert_add_client_error(&e, "c0", packet, path, "an AF_PACKET fd requires "
+                            "the 'af-packet-mode' option\n");
+    close(packet);
+    unlink(path);
+
+    env_stop(&e);
+    tap_close(&tap);
+}
+
+
+/* Interfaces and objects that go away */
+
+static void test_if_down(void)
+{
+    Env e;
+
+    env_start(&e, 1, "-object filter-redirector,id=f0,netdev=n0,"
+              "in_netdev=n0,outdev=c0 "
+              "-object filter-redirector,id=f1,netdev=n0,"
+              "indev=c1,out_netdev=n0");
+    if_set_up(e.tap[0].name, false);
+    /* Dropped: there is no link to send it to */
+    wire_send(e.chr[1], 1, FRAME_LEN);
+    wait_consumed(&e, e.chr[1]);
+    assert_idle(&e);
+
+    if_set_up(e.tap[0].name, true);
+    host_send(&e.tap[0], 2, FRAME_LEN);
+    wire_expect(e.chr[0], 2, FRAME_LEN);
+    wire_expect(e.guest[0], 2, FRAME_LEN);
+    wire_send(e.chr[1], 3, FRAME_LEN);
+    wire_expect(e.guest[0], 3, FRAME_LEN);
+    env_stop(&e);
+}
+
+/*
+ * QEMU's own TAP backend polls a deleted TAP for ever.  So that no load of
+ * the test's is taken for ours, it has stopped reading by then: the VM is
+ * stopped, and there is one frame in the queue.
+ */
+static void test_if_deleted(void)
+{
+    Env e;
+    int i;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0,"
+               "enable_when_stopped=on");
+    filter_add(&e, "f1", "netdev=n0,indev=c1,out_netdev=n0,"
+               "enable_when_stopped=on");
+    filter_add(&e, "f2", "netdev=n0,queue=tx,in_netdev=n0,"
+               "enable_when_stopped=on");
+    vm_run(&e, false);
+    host_send(&e.tap[0], 1, FRAME_LEN);
+    wire_expect(e.chr[0], 1, FRAME_LEN);
+    wait_tap_blocked(&e);
+
+    tap_delete(&e.tap[0]);
+    assert_idle(&e);
+    for (i = 0; i < 10; i++) {
+        wire_send(e.chr[1], 2, FRAME_LEN);
+    }
+    assert_idle(&e);
+    filter_set_status(&e, "f0", false);
+    filter_set_status(&e, "f1", false);
+    filter_set_status(&e, "f1", true);
+    vm_answers(&e);
+    vm_run(&e, true);
+    vm_run(&e, false);
+    vm_answers(&e);
+    filter_del(&e, "f0");
+    filter_del(&e, "f1");
+    filter_del(&e, "f2");
+    vm_answers(&e);
+    env_stop(&e);
+}
+
+/* The netdev goes, with its filters on other netdevs still there */
+static void test_netdev_del(void)
+{
+    Env e;
+
+    env_start(&e, 2, "");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n1,outdev=c0");
+    filter_add(&e, "f1", "netdev=n0,indev=c1,out_netdev=n1");
+    filter_add(&e, "f2", "netdev=n0,queue=tx,in_netdev=n1");
+    host_send(&e.tap[1], 1, FRAME_LEN);
+    wire_expect(e.chr[0], 1, FRAME_LEN);
+    wire_expect(e.guest[1], 1, FRAME_LEN);
+
+    qtest_qmp_assert_success(e.qts, "{ 'execute': 'netdev_del',"
+                             " 'arguments': { 'id': 'n1' } }");
+    vm_answers(&e);
+    /* The TAP is still there: the test has it */
+    host_send(&e.tap[1], 2, FRAME_LEN);
+    wire_send(e.chr[1], 3, FRAME_LEN);
+    vm_answers(&e);
+    assert_idle(&e);
+    host_send(&e.tap[0], 4, FRAME_LEN);
+    wire_expect(e.guest[0], 4, FRAME_LEN);
+    filter_del(&e, "f0");
+    filter_del(&e, "f1");
+    filter_del(&e, "f2");
+    env_stop(&e);
+}
+
+/* Fill a connection as far as it goes; returns the next number */
+static uint32_t flood(int fd, uint32_t seq)
+{
+    while (true) {
+        g_autoptr(GByteArray) wire = g_byte_array_new();
+        ssize_t ret;
+
+        wire_append_seq(wire, -1, seq++, 1000);
+        ret = send(fd, wire->data, wire->len, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (ret != wire->len) {
+            return seq;
+        }
+    }
+}
+
+/*
+ * The filter goes while it injects, while it holds, or while it has no room:
+ * each frame arrives once or not at all, and the next filter works.
+ */
+static void test_object_del_inject(void)
+{
+    int64_t before = 0;
+    uint32_t seq = 1;
+    int fd;
+    Env e;
+    int i;
+
+    env_start(&e, 1, "-S");
+    host_send(&e.tap[0], 0, 1000);
+    wait_tap_blocked(&e);
+
+    for (i = 0; i < 20; i++) {
+        uint32_t last;
+
+        fd = listener_connect(&e);
+        filter_add(&e, "f0", i % 3 ? "netdev=n0,indev=s0,out_netdev=n0,"
+                   "enable_when_stopped=on" : routes[0].props);
+        seq = flood(fd, seq);
+        if (i % 4 == 0) {
+            vm_answers(&e);
+            seq = flood(fd, seq);
+        }
+        filter_del(&e, "f0");
+        close(fd);
+        vm_answers(&e);
+
+        fd = listener_connect(&e);
+        filter_add(&e, "f0", "netdev=n0,indev=s0,out_netdev=n0,"
+                   "enable_when_stopped=on");
+        last = seq++;
+        wire_send(fd, last, 1000);
+        while (before < last) {
+            g_autofree uint8_t *frame = g_malloc(WIRE_MAX);
+            struct virtio_net_hdr hdr;
+            size_t len = tap_recv(&e.tap[0], &hdr, frame, WIRE_MAX);
+            uint32_t got = ldl_be_p(frame + SEQ_OFFSET);
+
+            g_assert_cmpint(got, >, before);
+            assert_frame(frame, len, got, 1000);
+            before = got;
+        }
+        filter_del(&e, "f0");
+        close(fd);
+        vm_answers(&e);
+    }
+    env_stop(&e);
+}
+
+/* The filter goes while it captures, with its output stuck or not */
+static void test_object_del_capture(void)
+{
+    int fd;
+    Env e;
+    int i, j;
+
+    env_start(&e, 1, "");
+    for (i = 0; i < 20; i++) {
+        fd = listener_connect(&e);
+        filter_add(&e, "f0", i % 2 ? "netdev=n0,in_netdev=n0,outdev=s0" :
+                   "netdev=n0,queue=tx,in_netdev=n0");
+        for (j = 0; j < (i % 4 == 1 ? 1000 : 10); j++) {
+            host_send(&e.tap[0], j, 1400);
+        }
+        filter_del(&e, "f0");
+        close(fd);
+        vm_answers(&e);
+    }
+    fd = listener_connect(&e);
+    vm_answers(&e);
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=s0");
+    host_send(&e.tap[0], 5000, FRAME_LEN);
+    wire_expect(fd, 5000, FRAME_LEN);
+    close(fd);
+    env_stop(&e);
+}
+
+/*
+ * 1000 filters.  Most of the time goes to the kernel, which waits for all
+ * CPUs when a packet socket goes.
+ */
+static void test_leak(void)
+{
+    static const char *const props[] = {
+        "netdev=n0,in_netdev=n0,outdev=c0",
+        "netdev=n0,in_netdev=n1",
+        "netdev=n0,indev=c0,out_netdev=n0",
+        "netdev=n0,queue=tx,out_netdev=n1",
+    };
+    int before = 0;
+    Env e;
+    int i;
+
+    env_start(&e, 2, "");
+    for (i = 0; i < 1000; i++) {
+        if (i == 4) {
+            before = count_fds(&e);
+        }
+        filter_add(&e, "f0", props[i % ARRAY_SIZE(props)]);
+        filter_del(&e, "f0");
+    }
+    g_assert_cmpint(count_fds(&e), ==, before);
+    env_stop(&e);
+}
+
+/* Errors and chardevs do not leak either */
+static void test_leak_errors(void)
+{
+    int before = 0;
+    Tap tap;
+    Env e;
+    int i;
+
+    tap_open(&tap, "qtap1");
+    env_start(&e, 1, "");
+    for (i = 0; i < 50; i++) {
+        int packet = packet_socket(tap.name, SOCK_RAW, ETH_P_ALL);
+        int pair[2];
+
+        assert_success(chardev_add(&e, "p0", packet,
+                                   "af-packet-mode=capture"));
+        qtest_qmp_assert_success(e.qts, "{ 'execute': 'chardev-remove',"
+                                 " 'arguments': { 'id': 'p0' } }");
+        close(packet);
+
+        socket_pair(pair);
+        g_free(error_desc(chardev_add(&e, "p0", pair[1],
+                                      "af-packet-mode=capture")));
+        close(pair[0]);
+        close(pair[1]);
+
+        g_free(error_desc(object_add(&e, "filter-redirector", "f0",
+                                     "netdev=n0,in_netdev=n0,outdev=nope")));
+        g_free(error_desc(object_add(&e, "filter-redirector", "f0",
+                                     "netdev=n0,indev=nope,out_netdev=n0")));
+        if (i == 0) {
+            before = count_fds(&e);
+        }
+    }
+    g_assert_cmpint(count_fds(&e), ==, before);
+    env_stop(&e);
+    tap_close(&tap);
+}
+
+
+/* Tests that need the host */
+
+typedef struct HostTest {
+    void (*func)(void);
+    void (*data_func)(const void *data);
+    const void *data;
+} HostTest;
+
+static void host_test_run(const void *opaque)
+{
+    const HostTest *t = opaque;
+
+    if (no_host) {
+        g_test_skip(no_host);
+    } else if (t->func) {
+        t->func();
+    } else {
+        t->data_func(t->data);
+    }
+}
+
+static void add_host_test(const char *path, void (*func)(void),
+                          void (*data_func)(const void *), const void *data)
+{
+    HostTest *t = g_new0(HostTest, 1);
+    g_autofree char *full = g_strdup_printf("/af-packet/%s", path);
+
+    t->func = func;
+    t->data_func = data_func;
+    t->data = data;
+    qtest_add_data_func_full(full, t, host_test_run, g_free);
+}
+
+static void add_host_func(const char *path, void (*func)(void))
+{
+    add_host_test(path, func, NULL, NULL);
+}
+
+static void add_host_variant(const char *path, const char *name,
+                             void (*func)(const void *), const void *data)
+{
+    g_autofree char *full = g_strdup_printf("%s/%s", path, name);
+
+    add_host_test(full, NULL, func, data);
+}
+
+int main(int argc, char **argv)
+{
+    int ret;
+    int i;
+
+    g_test_init(&argc, &argv, NULL);
+
+    tmpdir = g_dir_make_tmp("af-packet-test.XXXXXX", NULL);
+    g_assert_nonnull(tmpdir);
+    host_init();
+
+    qtest_add_func("/af-packet/errors/filter/qmp", test_filter_errors_qmp);
+    qtest_add_func("/af-packet/errors/filter/command-line",
+                   test_filter_errors_command_line);
+    qtest_add_func("/af-packet/errors/filter/user", test_filter_errors_user);
+    qtest_add_func("/af-packet/errors/chardev/qmp", test_chardev_errors_qmp);
+    qtest_add_func("/af-packet/errors/chardev/command-line",
+                   test_chardev_errors_command_line);
+    add_host_func("errors/chardev/packet", test_chardev_errors_packet);
+    add_host_func("errors/netdev/packet", test_netdev_errors_packet);
+    add_host_func("errors/filter/own-netdev", test_filter_errors_own_netdev);
+    add_host_func("errors/filter/eperm", test_filter_errors_eperm);
+    add_host_func("errors/filter/macvtap", test_filter_errors_macvtap);
+
+    add_host_func("capture/exact", test_capture_exact);
+    add_host_func("capture/burst", test_capture_burst);
+    add_host_func("capture/direction", test_capture_direction);
+    add_host_func("capture/checksum", test_capture_checksum);
+    add_host_func("capture/vlan", test_capture_vlan);
+    add_host_variant("capture/gso", "untagged", test_capture_gso, NULL);
+    add_host_variant("capture/gso", "vlan", test_capture_gso, "");
+    add_host_func("inject/exact", test_inject_exact);
+    add_host_func("inject/pieces", test_inject_pieces);
+    add_host_variant("inject/unusable", "plain", test_inject_unusable, NULL);
+    add_host_variant("inject/unusable", "vnet", test_inject_unusable, "");
+    add_host_func("inject/longest", test_inject_longest);
+    add_host_variant("both", "plain", test_capture_inject, "");
+    add_host_variant("both", "vnet", test_capture_inject,
+                     ",vnet_hdr_support=on");
+    add_host_func("both/metadata", test_capture_inject_metadata);
+
+    add_host_func("chain/copy", test_chain_copy);
+    add_host_func("chain/copy-own", test_chain_copy_own);
+    add_host_func("chain/copy-position", test_chain_copy_position);
+    add_host_func("chain/out", test_chain_out);
+    add_host_func("chain/out-own", test_chain_out_own);
+    add_host_func("chain/virtio-net", test_chain_virtio_net);
+    add_host_func("chain/chardevs", test_chain_chardevs);
+    add_host_func("loop/chardevs", test_loop_chardevs);
+    add_host_func("loop/closed", test_loop_closed);
+
+    for (i = 0; i < ARRAY_SIZE(activities); i++) {
+        add_host_variant("activity/capture", activities[i].name,
+                         test_activity_capture, &activities[i]);
+        add_host_variant("activity/capture-stopped", activities[i].name,
+                         test_activity_capture_stopped, &activities[i]);
+        add_host_variant("activity/inject", activities[i].name,
+                         test_activity_inject, &activities[i]);
+    }
+    add_host_func("activity/chain", test_activity_chain);
+    add_host_func("activity/change", test_activity_change);
+    add_host_func("activity/chain-out", test_activity_chain_out);
+    add_host_func("status/capture", test_status_capture);
+    add_host_func("status/inject", test_status_inject);
+    add_host_func("status/chain", test_status_chain);
+    add_host_func("status/held", test_status_held);
+
+    add_host_variant("hold-limit", "0", test_hold_limit, GSIZE_TO_POINTER(0));
+    add_host_variant("hold-limit", "64k", test_hold_limit,
+                     GSIZE_TO_POINTER(65536));
+    add_host_variant("hold-limit", "1m", test_hold_limit,
+                     GSIZE_TO_POINTER(1048576));
+    add_host_func("inject/full-queue", test_inject_full_queue);
+    add_host_func("capture/slow-peer", test_slow_peer);
+    add_host_func("capture/peer-change", test_peer_change);
+    add_host_func("capture/no-peer", test_no_peer);
+
+    for (i = 0; i < ARRAY_SIZE(routes); i++) {
+        add_host_variant("reconnect", routes[i].name, test_reconnect,
+                         &routes[i]);
+        add_host_variant("bad-length", routes[i].name, test_bad_length,
+                         &routes[i]);
+    }
+    add_host_func("reconnect/held", test_reconnect_held);
+
+    add_host_func("chardev/command-line", test_chardev_command_line);
+    add_host_func("chardev/getfd", test_chardev_getfd);
+    add_host_func("chardev/vnet-hdr", test_chardev_vnet_hdr);
+    add_host_func("chardev/full-queue", test_chardev_full_queue);
+    add_host_func("chardev/inject-deaf", test_chardev_inject_deaf);
+    add_host_func("chardev/add-client", test_chardev_add_client);
+
+    add_host_func("gone/if-down", test_if_down);
+    add_host_func("gone/if-deleted", test_if_deleted);
+    add_host_func("gone/netdev-del", test_netdev_del);
+    add_host_func("gone/object-del-inject", test_object_del_inject);
+    add_host_func("gone/object-del-capture", test_object_del_capture);
+    add_host_func("leak/filters", test_leak);
+    add_host_func("leak/errors", test_leak_errors);
+
+    ret = g_test_run();
+
+    g_rmdir(tmpdir);
+    g_free(tmpdir);
+    g_free(no_host);
+    return ret;
+}
