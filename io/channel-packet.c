@@ -54,7 +54,9 @@
  *   down     ENETDOWN once when receiving, at each frame when sending; the
  *            capture goes on by itself once the interface is up
  *   gone     deleted, or moved to another namespace: the socket is bound to
- *            index -1 and stays useless; reading and writing fail
+ *            index -1 and stays useless; reading and writing fail.  The kernel
+ *            does not tell when it follows on "down", so that is looked at
+ *            every second.
  */
 
 #include "qemu/osdep.h"
@@ -79,6 +81,9 @@
 #include "qemu/thread.h"
 #include "qemu/units.h"
 #include "trace.h"
+
+/* While the interface is down, look this often whether it is gone, in ms */
+#define PACKET_DOWN_CHECK 1000
 
 /* Frames of the stream that are dropped before a read gives the loop back */
 #define PACKET_MAX_DROPS 64
@@ -110,6 +115,7 @@ struct QIOChannelPacket {
     int ifindex;
     char *ifname;
     bool hooked;                /* the kernel offers it frames */
+    bool down;                  /* the interface is, or was a moment ago */
     bool gone;                  /* the interface is, for ever */
     int64_t retry_at;           /* no room until then, in us; 0: there is */
 
@@ -145,16 +151,17 @@ static void packet_count_drop(QIOChannelPacket *pioc, uint64_t *counter,
     *counter += n;
 }
 
-/* Is the interface gone?  Takes the socket's pending error, too. */
+/* The interface is down, the socket said: is it gone? */
 static bool packet_check_gone(QIOChannelPacket *pioc)
 {
     struct sockaddr_ll sll = { 0 };
     socklen_t len = sizeof(sll);
-    int err;
-    socklen_t errlen = sizeof(err);
 
-    getsockopt(pioc->fd, SOL_SOCKET, SO_ERROR, &err, &errlen);
-
+    if (!pioc->down) {
+        trace_qio_channel_packet_down(pioc, pioc->ifname);
+        warn_report("host interface '%s' is down or gone", pioc->ifname);
+        pioc->down = true;
+    }
     if (!pioc->gone && pioc->ifindex > 0 &&
         (getsockname(pioc->fd, (struct sockaddr *)&sll, &len) < 0 ||
          sll.sll_ifindex != pioc->ifindex)) {
@@ -518,6 +525,9 @@ static int packet_recv_error(QIOChannelPacket *pioc, Error **errp)
 {
     switch (errno) {
     case EAGAIN:
+        if (pioc->gone) {
+            return packet_error_gone(pioc, errp);
+        }
         return QIO_CHANNEL_ERR_BLOCK;
     case EINVAL:
         /* A GSO type without a name in the vnet header; the frame is gone */
@@ -592,6 +602,7 @@ int qio_channel_packet_recv_frame(QIOChannelPacket *pioc,
         return 0;
     }
 
+    pioc->down = false;
     frame->data = pioc->buf + PACKET_HEADROOM;
     frame->len = len - sizeof(frame->vnet_hdr);
 
@@ -683,6 +694,7 @@ int qio_channel_packet_send_frame(QIOChannelPacket *pioc,
 
     if (RETRY_ON_EINTR(sendmsg(pioc->fd, &msg,
                                MSG_DONTWAIT | MSG_NOSIGNAL)) >= 0) {
+        pioc->down = false;
         pioc->retry_at = 0;
         pioc->stats.frames++;
         pioc->stats.bytes += frame->len;
@@ -711,6 +723,7 @@ int qio_channel_packet_send_frame(QIOChannelPacket *pioc,
     case ENODEV:
     case EPIPE:
     case ECONNRESET:
+    case EBADF:
         return packet_error_gone(pioc, errp);
     default:
         packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1,
@@ -961,6 +974,10 @@ static gboolean packet_source_prepare(GSource *gsource, gint *timeout)
 
     *timeout = -1;
     source->fd.revents = 0;
+    if (source->ioc->down) {
+        packet_check_gone(source->ioc);
+        *timeout = PACKET_DOWN_CHECK;
+    }
     if (packet_source_ready(source)) {
         return true;
     }
@@ -975,7 +992,11 @@ static gboolean packet_source_check(GSource *gsource)
     QIOChannelPacketSource *source = (QIOChannelPacketSource *)gsource;
 
     if (source->ioc->ifindex && (source->fd.revents & (G_IO_ERR | G_IO_HUP))) {
-        /* "Down" goes away with its error; "gone" stays, see above */
+        int err;
+        socklen_t len = sizeof(err);
+
+        /* Take the error, or poll() reports it for ever */
+        getsockopt(source->ioc->fd, SOL_SOCKET, SO_ERROR, &err, &len);
         packet_check_gone(source->ioc);
         source->fd.revents &= ~(G_IO_ERR | G_IO_HUP);
     }
@@ -1016,6 +1037,10 @@ static GSource *qio_channel_packet_create_watch(QIOChannel *ioc,
     source->condition = condition;
     source->fd.fd = pioc->fd;
     source->fd.events = condition & ~G_IO_OUT;
+    if (pioc->mode == QIO_CHANNEL_PACKET_INJECT) {
+        /* What an adopted socket had queued before is not for reading */
+        source->fd.events &= ~G_IO_IN;
+    }
     g_source_add_poll(gsource, &source->fd);
     return gsource;
 }

@@ -11,6 +11,7 @@
 #include "io/channel-packet.h"
 #include "net/filter.h"
 #include "net/net.h"
+#include "qapi/error.h"
 
 typedef struct FilterPacket FilterPacket;
 typedef struct FilterPacketHeld FilterPacketHeld;

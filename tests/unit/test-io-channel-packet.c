@@ -995,6 +995,7 @@ static void test_blocking(void)
     g_autoptr(GByteArray) message = g_byte_array_new();
     char buf[64];
     GThread *thread;
+    ssize_t done, ret;
     Fixture f;
     int i;
 
@@ -1002,12 +1003,15 @@ static void test_blocking(void)
     fixture_init(&f, QIO_CHANNEL_PACKET_CAPTURE, false);
     qio_channel_set_blocking(f.ioc, true, &error_abort);
     thread = g_thread_new("send", thread_send, &f);
-    g_assert_cmpint(qio_channel_read_all(f.ioc, buf, sizeof(buf),
-                                         &error_abort), ==, 0);
+    for (done = 0; done < sizeof(buf); done += ret) {
+        ret = qio_channel_read(f.ioc, buf + done, sizeof(buf) - done,
+                               &error_abort);
+        g_assert_cmpint(ret, >, 0);
+    }
     g_assert_cmpmem(buf, sizeof(buf), message->data, message->len);
     g_thread_join(thread);
 
-    /* And back: a socket that was made non-blocking by others or not */
+    /* And back */
     qio_channel_set_blocking(f.ioc, false, &error_abort);
     g_assert_cmpint(qio_channel_read(f.ioc, buf, sizeof(buf), &error_abort),
                     ==, QIO_CHANNEL_ERR_BLOCK);
@@ -1019,8 +1023,11 @@ static void test_blocking(void)
     qio_channel_set_blocking(f.ioc, true, &error_abort);
     thread = g_thread_new("recv", thread_recv, &f);
     for (i = 0; i < FULL_FRAMES; i++) {
-        qio_channel_write_all(f.ioc, (char *)message->data, message->len,
-                              &error_abort);
+        for (done = 0; done < message->len; done += ret) {
+            ret = qio_channel_write(f.ioc, (char *)message->data + done,
+                                    message->len - done, &error_abort);
+            g_assert_cmpint(ret, >, 0);
+        }
     }
     g_thread_join(thread);
     fixture_clear(&f);
@@ -1146,6 +1153,9 @@ static void add_data_func(const char *dir, const char *name, const void *data,
 int main(int argc, char **argv)
 {
     int i;
+
+    /* Each drop is reported once for a channel, and there are hundreds */
+    g_setenv("QTEST_SILENT_ERRORS", "1", true);
 
     module_call_init(MODULE_INIT_QOM);
 

@@ -1,0 +1,757 @@
+/*
+ * Host, guest and QEMU of the AF_PACKET qtests
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <linux/if_packet.h>
+#include <linux/if_tun.h>
+#include <linux/rtnetlink.h>
+#include <linux/securebits.h>
+#include <linux/sockios.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include "af-packet-helpers.h"
+#include "qobject/qdict.h"
+#include "qemu/bswap.h"
+#include "qemu/cutils.h"
+#include "qemu/sockets.h"
+
+char *tmpdir;
+char *no_host;
+bool have_big_buffers;
+
+
+/* Frames */
+
+const uint8_t mac_guest[ETH_ALEN] = { 0x02, 0, 0, 0, 0, 2 };
+const uint8_t mac_host[ETH_ALEN] = { 0x02, 0, 0, 0, 0, 1 };
+
+void frame_fill(uint8_t *frame, uint32_t seq, size_t len)
+{
+    size_t i;
+
+    memcpy(frame, mac_guest, ETH_ALEN);
+    memcpy(frame + ETH_ALEN, mac_host, ETH_ALEN);
+    stw_be_p(frame + 2 * ETH_ALEN, ETH_P_TEST);
+    for (i = ETH_HLEN; i < len; i++) {
+        frame[i] = seq * 31 + i * 7 + (i >> 8);
+    }
+    if (len >= SEQ_OFFSET + sizeof(seq)) {
+        stl_be_p(frame + SEQ_OFFSET, seq);
+    }
+}
+
+void assert_frame(const uint8_t *frame, size_t len, uint32_t seq,
+                  size_t expected_len)
+{
+    g_autofree uint8_t *expected = g_malloc(expected_len);
+
+    frame_fill(expected, seq, expected_len);
+    if (len >= SEQ_OFFSET + sizeof(seq)) {
+        g_assert_cmpint(ldl_be_p(frame + SEQ_OFFSET), ==, seq);
+    }
+    g_assert_cmpmem(frame, len, expected, expected_len);
+}
+
+/* The long way round, unlike in the code under test */
+uint16_t inet_sum(const uint8_t *data, size_t len, uint32_t sum)
+{
+    size_t i;
+
+    for (i = 0; i < len; i++) {
+        sum += i % 2 ? data[i] : data[i] << 8;
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    return sum;
+}
+
+void ip_header(uint8_t *ip, uint8_t proto, size_t len)
+{
+    memset(ip, 0, 20);
+    ip[0] = 0x45;
+    stw_be_p(ip + 2, 20 + len);
+    ip[8] = 64;
+    ip[9] = proto;
+    stl_be_p(ip + 12, 0x0a010001);
+    stl_be_p(ip + 16, 0x0a010002);
+    stw_be_p(ip + 10, ~inet_sum(ip, 20, 0));
+}
+
+uint16_t ip_pseudo_sum(const uint8_t *ip)
+{
+    return inet_sum(ip + 12, 8, ip[9] + lduw_be_p(ip + 2) - 20);
+}
+
+
+/* Waiting, reading and writing with a time limit */
+
+void wait_fd(int fd, short events)
+{
+    struct pollfd pfd = { .fd = fd, .events = events };
+
+    g_assert_cmpint(RETRY_ON_EINTR(poll(&pfd, 1, TIME_LIMIT)), ==, 1);
+}
+
+static void read_all(int fd, void *buf, size_t len)
+{
+    while (len) {
+        ssize_t ret;
+
+        wait_fd(fd, POLLIN);
+        ret = read(fd, buf, len);
+        g_assert_cmpint(ret, >, 0);
+        buf = (char *)buf + ret;
+        len -= ret;
+    }
+}
+
+void write_all(int fd, const void *buf, size_t len)
+{
+    while (len) {
+        ssize_t ret;
+
+        wait_fd(fd, POLLOUT);
+        ret = send(fd, buf, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (ret < 0) {
+            g_assert_cmpint(errno, ==, EAGAIN);
+            continue;
+        }
+        buf = (const char *)buf + ret;
+        len -= ret;
+    }
+}
+
+uint8_t *wire_recv(int fd, size_t *len)
+{
+    uint32_t be_len;
+    uint8_t *buf;
+
+    read_all(fd, &be_len, sizeof(be_len));
+    *len = be32_to_cpu(be_len);
+    g_assert_cmpint(*len, <=, WIRE_MAX);
+    buf = g_malloc(*len);
+    read_all(fd, buf, *len);
+    return buf;
+}
+
+void wire_expect(int fd, uint32_t seq, size_t len)
+{
+    size_t got;
+    g_autofree uint8_t *buf = wire_recv(fd, &got);
+
+    assert_frame(buf, got, seq, len);
+}
+
+uint8_t *wire_recv_vnet(int fd, struct virtio_net_hdr *hdr,
+                        size_t *hdr_len, size_t *frame_len)
+{
+    uint32_t head[2];
+    uint8_t *buf;
+    size_t len;
+
+    read_all(fd, head, sizeof(head));
+    len = be32_to_cpu(head[0]);
+    *hdr_len = be32_to_cpu(head[1]);
+    g_assert_cmpint(len, <=, WIRE_MAX);
+    g_assert_cmpint(*hdr_len, >=, VNET_HDR_LEN);
+    g_assert_cmpint(*hdr_len, <, len);
+    buf = g_malloc(len);
+    read_all(fd, buf, len);
+    memcpy(hdr, buf, VNET_HDR_LEN);
+    *frame_len = len - *hdr_len;
+    return buf;
+}
+
+/* Append a message; @vnet_hdr_len is -1 if the stream has no vnet headers */
+static void wire_append(GByteArray *wire, int vnet_hdr_len,
+                        const struct virtio_net_hdr *hdr,
+                        const uint8_t *frame, size_t len)
+{
+    uint8_t head[8];
+
+    stl_be_p(head, len + MAX(vnet_hdr_len, 0));
+    stl_be_p(head + 4, vnet_hdr_len);
+    g_byte_array_append(wire, head, vnet_hdr_len < 0 ? 4 : 8);
+    if (vnet_hdr_len > 0) {
+        g_autofree uint8_t *vnet = g_malloc0(MAX(vnet_hdr_len, VNET_HDR_LEN));
+
+        if (hdr) {
+            memcpy(vnet, hdr, VNET_HDR_LEN);
+        }
+        g_byte_array_append(wire, vnet, vnet_hdr_len);
+    }
+    g_byte_array_append(wire, frame, len);
+}
+
+void wire_append_seq(GByteArray *wire, int vnet_hdr_len, uint32_t seq,
+                     size_t len)
+{
+    g_autofree uint8_t *frame = g_malloc(MAX(len, FRAME_LEN));
+
+    frame_fill(frame, seq, len);
+    wire_append(wire, vnet_hdr_len, NULL, frame, len);
+}
+
+void wire_send(int fd, uint32_t seq, size_t len)
+{
+    g_autoptr(GByteArray) wire = g_byte_array_new();
+
+    wire_append_seq(wire, -1, seq, len);
+    write_all(fd, wire->data, wire->len);
+}
+
+static void *sender_run(void *opaque)
+{
+    Sender *s = opaque;
+
+    write_all(s->fd, s->wire->data, s->wire->len);
+    return NULL;
+}
+
+void sender_start(Sender *s, int fd, GByteArray *wire)
+{
+    s->fd = fd;
+    s->wire = wire;
+    s->thread = g_thread_new("sender", sender_run, s);
+}
+
+int unread_bytes(int fd)
+{
+    int n;
+
+    g_assert_cmpint(ioctl(fd, SIOCOUTQ, &n), ==, 0);
+    return n;
+}
+
+
+/* The host: a network namespace with TAPs */
+
+void host_ioctl(unsigned long request, void *arg)
+{
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    g_assert_cmpint(fd, !=, -1);
+    g_assert_cmpint(ioctl(fd, request, arg), ==, 0);
+    close(fd);
+}
+
+struct ifreq host_ifreq(const char *name)
+{
+    struct ifreq ifr = { 0 };
+
+    pstrcpy(ifr.ifr_name, sizeof(ifr.ifr_name), name);
+    return ifr;
+}
+
+void if_set_up(const char *name, bool up)
+{
+    struct ifreq ifr = host_ifreq(name);
+
+    ifr.ifr_flags = up ? IFF_UP : 0;
+    host_ioctl(SIOCSIFFLAGS, &ifr);
+}
+
+void if_set_mtu(const char *name, int mtu)
+{
+    struct ifreq ifr = host_ifreq(name);
+
+    ifr.ifr_mtu = mtu;
+    host_ioctl(SIOCSIFMTU, &ifr);
+}
+
+bool if_set_queue_len(const char *name, int len)
+{
+    struct ifreq ifr = host_ifreq(name);
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    bool ok;
+
+    ifr.ifr_qlen = len;
+    ok = ioctl(fd, SIOCSIFTXQLEN, &ifr) == 0;
+    close(fd);
+    return ok;
+}
+
+/* The n-th number behind the name in /proc/net/dev */
+static uint64_t if_counter(const char *name, int n)
+{
+    g_autofree char *text = NULL;
+    g_autofree char *key = g_strdup_printf("%s:", name);
+    char *p;
+    uint64_t value = 0;
+
+    g_assert_true(g_file_get_contents("/proc/thread-self/net/dev", &text,
+                                      NULL, NULL));
+    p = strstr(text, key);
+    g_assert_nonnull(p);
+    p += strlen(key);
+    while (n-- >= 0) {
+        value = g_ascii_strtoull(p, &p, 10);
+    }
+    return value;
+}
+
+uint64_t if_tx_packets(const char *name)
+{
+    return if_counter(name, 9);
+}
+
+uint64_t if_tx_dropped(const char *name)
+{
+    return if_counter(name, 11);
+}
+
+int packet_socket(const char *name, int type, uint16_t proto)
+{
+    struct sockaddr_ll sll = {
+        .sll_family = AF_PACKET,
+        .sll_protocol = htons(proto),
+        .sll_ifindex = name ? if_nametoindex(name) : 0,
+    };
+    int fd = socket(AF_PACKET, type | SOCK_CLOEXEC, 0);
+
+    g_assert_cmpint(fd, !=, -1);
+    if (name) {
+        g_assert_cmpint(bind(fd, (struct sockaddr *)&sll, sizeof(sll)), ==, 0);
+    }
+    return fd;
+}
+
+void tap_open(Tap *tap, const char *name)
+{
+    struct ifreq ifr = host_ifreq(name);
+
+    ifr.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    pstrcpy(tap->name, sizeof(tap->name), name);
+    /* QEMU inherits this one, by its number */
+    tap->fd = open("/dev/net/tun", O_RDWR);
+    g_assert_cmpint(tap->fd, !=, -1);
+    g_assert_cmpint(ioctl(tap->fd, TUNSETIFF, &ifr), ==, 0);
+    if_set_up(name, true);
+    tap->host = packet_socket(name, SOCK_RAW, 0);
+}
+
+void tap_close(Tap *tap)
+{
+    if (tap->fd != -1) {
+        close(tap->fd);
+        close(tap->host);
+        tap->fd = tap->host = -1;
+    }
+}
+
+void tap_set_offload(Tap *tap, unsigned offload)
+{
+    g_assert_cmpint(ioctl(tap->fd, TUNSETOFFLOAD, offload), ==, 0);
+}
+
+void tap_delete(Tap *tap)
+{
+    struct {
+        struct nlmsghdr nlh;
+        struct ifinfomsg ifi;
+    } req = {
+        .nlh.nlmsg_len = sizeof(req),
+        .nlh.nlmsg_type = RTM_DELLINK,
+        .nlh.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK,
+        .ifi.ifi_index = if_nametoindex(tap->name),
+    };
+    struct {
+        struct nlmsghdr nlh;
+        struct nlmsgerr err;
+    } ack;
+    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+
+    g_assert_cmpint(fd, !=, -1);
+    g_assert_cmpint(send(fd, &req, sizeof(req), 0), ==, sizeof(req));
+    g_assert_cmpint(recv(fd, &ack, sizeof(ack), 0), >=, sizeof(ack.nlh) + 4);
+    g_assert_cmpint(ack.nlh.nlmsg_type, ==, NLMSG_ERROR);
+    g_assert_cmpint(ack.err.error, ==, 0);
+    close(fd);
+}
+
+void host_send(Tap *tap, uint32_t seq, size_t len)
+{
+    g_autofree uint8_t *frame = g_malloc(len);
+
+    frame_fill(frame, seq, len);
+    g_assert_cmpint(send(tap->host, frame, len, 0), ==, len);
+}
+
+size_t tap_recv(Tap *tap, struct virtio_net_hdr *hdr,
+                uint8_t *frame, size_t size)
+{
+    uint8_t buf[VNET_HDR_LEN + WIRE_MAX];
+    ssize_t len;
+
+    wait_fd(tap->fd, POLLIN);
+    len = read(tap->fd, buf, sizeof(buf));
+    g_assert_cmpint(len, >, VNET_HDR_LEN);
+    len -= VNET_HDR_LEN;
+    g_assert_cmpint(len, <=, size);
+    memcpy(hdr, buf, VNET_HDR_LEN);
+    memcpy(frame, buf + VNET_HDR_LEN, len);
+    return len;
+}
+
+void tap_expect(Tap *tap, uint32_t seq, size_t len)
+{
+    g_autofree uint8_t *frame = g_malloc(WIRE_MAX);
+    struct virtio_net_hdr hdr;
+    size_t got = tap_recv(tap, &hdr, frame, WIRE_MAX);
+
+    assert_frame(frame, got, seq, len);
+}
+
+static void write_file(const char *path, const char *text)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+    if (fd != -1) {
+        /* Best effort: what needs it shows */
+        if (write(fd, text, strlen(text)) < 0) {
+            g_test_message("%s: %s", path, strerror(errno));
+        }
+        close(fd);
+    }
+}
+
+static bool host_try(const char *what, int ret)
+{
+    if (ret < 0 && !no_host) {
+        no_host = g_strdup_printf("needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN, "
+                                  "CAP_NET_RAW): %s: %s", what,
+                                  strerror(errno));
+    }
+    return !no_host;
+}
+
+void host_init(void)
+{
+    struct ifreq ifr = host_ifreq("qtap0");
+    int size = 16 * 1024 * 1024;
+    int tun, packet;
+
+    if (!host_try("namespaces", unshare(CLONE_NEWNET | CLONE_NEWNS)) ||
+        !host_try("mounts", mount("none", "/", NULL, MS_REC | MS_PRIVATE,
+                                  NULL))) {
+        return;
+    }
+
+    ifr.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    tun = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
+    packet = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+    if (host_try("/dev/net/tun", tun) && host_try("AF_PACKET", packet) &&
+        host_try("TAP", ioctl(tun, TUNSETIFF, &ifr))) {
+        have_big_buffers = setsockopt(packet, SOL_SOCKET, SO_RCVBUFFORCE,
+                                      &size, sizeof(size)) == 0;
+        /* No frames of the kernel's own */
+        write_file("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
+        write_file("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+        write_file("/proc/sys/net/ipv4/igmp_link_local_mcast_reports", "0");
+    }
+    if (tun != -1) {
+        close(tun);
+    }
+    if (packet != -1) {
+        close(packet);
+    }
+}
+
+
+/* QEMU */
+
+void socket_pair(int *fd)
+{
+    g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM, 0, fd), ==, 0);
+    fcntl(fd[0], F_SETFD, FD_CLOEXEC);
+}
+
+void env_init(Env *e)
+{
+    int i;
+
+    memset(e, 0, sizeof(*e));
+    for (i = 0; i < 2; i++) {
+        e->tap[i].fd = e->tap[i].host = -1;
+        e->guest[i] = e->chr[i] = -1;
+    }
+}
+
+void env_start_full(Env *e, int taps, bool hub, const char *machine,
+                    const char *options)
+{
+    static const char *const names[] = { "qtap0", "qtap1" };
+    g_autoptr(GString) args = g_string_new("");
+    int theirs[4];
+    int n = 0;
+    int i;
+
+    g_string_append_printf(args, "-M %s -nodefaults ", machine);
+    for (i = 0; i < taps; i++) {
+        int fd[2];
+
+        if (e->tap[i].fd == -1) {
+            tap_open(&e->tap[i], names[i]);
+        }
+        g_string_append_printf(args, "-netdev tap,id=n%d,fd=%d ", i,
+                               e->tap[i].fd);
+        if (hub) {
+            socket_pair(fd);
+            e->guest[i] = fd[0];
+            theirs[n++] = fd[1];
+            g_string_append_printf(args,
+                "-netdev hubport,id=h%d,hubid=%d,netdev=n%d "
+                "-netdev socket,id=g%d,fd=%d "
+                "-netdev hubport,id=hg%d,hubid=%d,netdev=g%d ",
+                i, i, i, i, fd[1], i, i, i);
+        }
+    }
+    for (i = 0; i < 2; i++) {
+        int fd[2];
+
+        socket_pair(fd);
+        e->chr[i] = fd[0];
+        theirs[n++] = fd[1];
+        g_string_append_printf(args, "-chardev socket,id=c%d,fd=%d ",
+                               i, fd[1]);
+    }
+    e->listen = g_strdup_printf("%s/s0", tmpdir);
+    g_string_append_printf(args,
+                           "-chardev socket,id=s0,path=%s,server=on,wait=off ",
+                           e->listen);
+    g_string_append(args, options);
+
+    e->qts = qtest_init(args->str);
+    while (n) {
+        close(theirs[--n]);
+    }
+}
+
+void env_start(Env *e, int taps, const char *options)
+{
+    env_init(e);
+    env_start_full(e, taps, true, "none", options);
+}
+
+/* Its parent keeps what it has: securebits count when a program is executed */
+void env_start_unprivileged(Env *e, int taps, const char *options)
+{
+    g_assert_cmpint(prctl(PR_SET_SECUREBITS, SECBIT_NOROOT), ==, 0);
+    env_start(e, taps, options);
+    g_assert_cmpint(prctl(PR_SET_SECUREBITS, 0), ==, 0);
+}
+
+void env_start_no_tap(Env *e, const char *options)
+{
+    g_autofree char *args = NULL;
+    int fd[2];
+
+    env_init(e);
+    socket_pair(fd);
+    args = g_strdup_printf("-netdev socket,id=g0,fd=%d "
+                           "-netdev hubport,id=hg0,hubid=0,netdev=g0 %s",
+                           fd[1], options);
+    g_assert_cmpint(prctl(PR_SET_SECUREBITS, SECBIT_NOROOT), ==, 0);
+    env_start_full(e, 0, true, "none", args);
+    g_assert_cmpint(prctl(PR_SET_SECUREBITS, 0), ==, 0);
+    e->guest[0] = fd[0];
+    close(fd[1]);
+}
+
+void env_stop(Env *e)
+{
+    int i;
+
+    qtest_quit(e->qts);
+    for (i = 0; i < 2; i++) {
+        tap_close(&e->tap[i]);
+        if (e->guest[i] != -1) {
+            close(e->guest[i]);
+        }
+        if (e->chr[i] != -1) {
+            close(e->chr[i]);
+        }
+    }
+    unlink(e->listen);
+    g_free(e->listen);
+}
+
+void put_props(QDict *dict, const char *props)
+{
+    g_auto(GStrv) list = g_strsplit(props, ",", -1);
+    char **p;
+
+    for (p = list; *p; p++) {
+        char *value = strchr(*p, '=');
+        uint64_t number;
+
+        if (!value) {
+            g_assert_cmpint(strlen(*p), ==, 0);
+            continue;
+        }
+        *value++ = '\0';
+        if (strcmp(*p, "status") &&
+            (!strcmp(value, "on") || !strcmp(value, "off"))) {
+            qdict_put_bool(dict, *p, !strcmp(value, "on"));
+        } else if (qemu_strtou64(value, NULL, 10, &number) == 0) {
+            qdict_put_int(dict, *p, number);
+        } else {
+            qdict_put_str(dict, *p, value);
+        }
+    }
+}
+
+QDict *object_add(Env *e, const char *type, const char *id,
+                  const char *props)
+{
+    QDict *args = qdict_new();
+
+    qdict_put_str(args, "qom-type", type);
+    qdict_put_str(args, "id", id);
+    put_props(args, props);
+    return qtest_qmp(e->qts, "{ 'execute': 'object-add', 'arguments': %p }",
+                     args);
+}
+
+void assert_success(QDict *resp)
+{
+    g_assert_nonnull(resp);
+    if (qdict_haskey(resp, "error")) {
+        g_assert_cmpstr(qdict_get_str(qdict_get_qdict(resp, "error"), "desc"),
+                        ==, "");
+    }
+    g_assert_true(qdict_haskey(resp, "return"));
+    qobject_unref(resp);
+}
+
+char *error_desc(QDict *resp)
+{
+    char *desc;
+
+    g_assert_nonnull(resp);
+    g_assert_true(qdict_haskey(resp, "error"));
+    desc = g_strdup(qdict_get_str(qdict_get_qdict(resp, "error"), "desc"));
+    qobject_unref(resp);
+    return desc;
+}
+
+void filter_add(Env *e, const char *id, const char *props)
+{
+    assert_success(object_add(e, "filter-redirector", id, props));
+}
+
+void filter_del(Env *e, const char *id)
+{
+    qtest_qmp_assert_success(e->qts, "{ 'execute': 'object-del',"
+                             " 'arguments': { 'id': %s } }", id);
+}
+
+void filter_set_status(Env *e, const char *id, bool on)
+{
+    g_autofree char *path = g_strdup_printf("/objects/%s", id);
+
+    qtest_qmp_assert_success(e->qts, "{ 'execute': 'qom-set', 'arguments': {"
+                             " 'path': %s, 'property': 'status',"
+                             " 'value': %s } }", path, on ? "on" : "off");
+}
+
+void vm_run(Env *e, bool run)
+{
+    qtest_qmp_assert_success(e->qts, "{ 'execute': %s }",
+                             run ? "cont" : "stop");
+}
+
+void vm_answers(Env *e)
+{
+    int i;
+
+    for (i = 0; i < 5; i++) {
+        qtest_qmp_assert_success(e->qts, "{ 'execute': 'query-status' }");
+    }
+}
+
+void wait_consumed(Env *e, int fd)
+{
+    g_test_timer_start();
+    while (unread_bytes(fd)) {
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        vm_answers(e);
+    }
+    vm_answers(e);
+}
+
+int listener_connect(Env *e)
+{
+    int fd = unix_connect(e->listen, NULL);
+
+    g_assert_cmpint(fd, !=, -1);
+    return fd;
+}
+
+void wait_tap_blocked(Env *e)
+{
+    g_test_timer_start();
+    while (!if_tx_packets(e->tap[0].name)) {
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        vm_answers(e);
+    }
+}
+
+/* CPU time of QEMU in clock ticks */
+static uint64_t vm_cpu_ticks(Env *e)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/stat",
+                                            qtest_pid(e->qts));
+    g_autofree char *text = NULL;
+    unsigned long user, system;
+
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    g_assert_cmpint(sscanf(strrchr(text, ')') + 2,
+                           "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u "
+                           "%lu %lu", &user, &system), ==, 2);
+    return user + system;
+}
+
+/*
+ * No main loop that spins: one would take all of a CPU, or the share of it
+ * that a busy host has left.  Retries every millisecond take a few percent.
+ * The time here is a measure, nobody waits for anything.
+ */
+void assert_idle(Env *e)
+{
+    uint64_t ms;
+
+    vm_answers(e);
+    ms = vm_cpu_ticks(e);
+    g_usleep(400 * 1000);
+    ms = (vm_cpu_ticks(e) - ms) * 1000 / sysconf(_SC_CLK_TCK);
+    g_test_message("idle: %" PRIu64 " of 400 ms", ms);
+    g_assert_cmpint(ms, <, 100);
+}
+
+int count_fds(Env *e)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/fd", qtest_pid(e->qts));
+    g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
+    int n = 0;
+
+    g_assert_nonnull(dir);
+    while (g_dir_read_name(dir)) {
+        n++;
+    }
+    return n;
+}
+
+void wait_fds(Env *e, int n)
+{
+    g_test_timer_start();
+    while (count_fds(e) > n) {
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        vm_answers(e);
+    }
+}

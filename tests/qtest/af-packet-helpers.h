@@ -1,0 +1,197 @@
+/*
+ * Host, guest and QEMU of the AF_PACKET qtests
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+/*
+ * All of these assert that they succeed, within TIME_LIMIT where they wait.
+ * The picture of who is connected to whom is in af-packet-test.c.
+ */
+
+#ifndef AF_PACKET_HELPERS_H
+#define AF_PACKET_HELPERS_H
+
+#include <linux/if_ether.h>
+#include <linux/virtio_net.h>
+#include <net/if.h>
+#include "libqtest.h"
+
+/* Nothing takes this long, in milliseconds */
+#define TIME_LIMIT 30000
+
+/* As PACKET_VNET_HDR and a TAP have it, when nothing else is set */
+#define VNET_HDR_LEN 10
+
+/* The longest message of a stream: vnet header and frame */
+#define WIRE_MAX (4096 + 65536)
+
+/* For sockets and other files, made by the test's main() */
+extern char *tmpdir;
+
+
+/* Frames, each made from a sequence number and its length */
+
+#define ETH_P_TEST 0x88b5       /* IEEE 802: local experimental */
+#define SEQ_OFFSET ETH_HLEN
+#define FRAME_LEN 100           /* when it does not matter */
+
+extern const uint8_t mac_guest[ETH_ALEN];
+extern const uint8_t mac_host[ETH_ALEN];
+
+void frame_fill(uint8_t *frame, uint32_t seq, size_t len);
+void assert_frame(const uint8_t *frame, size_t len, uint32_t seq,
+                  size_t expected_len);
+
+/* The sum of RFC 1071 before it is inverted, continued from @sum */
+uint16_t inet_sum(const uint8_t *data, size_t len, uint32_t sum);
+/* An IPv4 header for @len bytes behind it, from 10.1.0.1 to 10.1.0.2 */
+void ip_header(uint8_t *ip, uint8_t proto, size_t len);
+/* The sum of the pseudo header for the IPv4 packet at @ip */
+uint16_t ip_pseudo_sum(const uint8_t *ip);
+
+
+/* Streams of framed packets */
+
+void wait_fd(int fd, short events);
+void write_all(int fd, const void *buf, size_t len);
+
+/* One message: be32 length, then bytes, to be freed by the caller */
+uint8_t *wire_recv(int fd, size_t *len);
+void wire_expect(int fd, uint32_t seq, size_t len);
+
+/*
+ * One message with a vnet header: be32 length, be32 vnet header length, vnet
+ * header, frame.  Returns the last two; the frame is at @hdr_len.
+ */
+uint8_t *wire_recv_vnet(int fd, struct virtio_net_hdr *hdr,
+                        size_t *hdr_len, size_t *frame_len);
+
+/*
+ * Append a message to @wire; @vnet_hdr_len is -1 for a stream without vnet
+ * headers, else the vnet header is all zero
+ */
+void wire_append_seq(GByteArray *wire, int vnet_hdr_len, uint32_t seq,
+                     size_t len);
+void wire_send(int fd, uint32_t seq, size_t len);
+
+/* A thread that sends much, so that the test can receive meanwhile */
+typedef struct Sender {
+    GThread *thread;
+    GByteArray *wire;
+    int fd;
+} Sender;
+
+void sender_start(Sender *s, int fd, GByteArray *wire);
+
+/* How much of what was written to a Unix socket waits there to be read */
+int unread_bytes(int fd);
+
+
+/* The host: a network namespace with TAPs */
+
+typedef struct Tap {
+    char name[IFNAMSIZ];
+    int fd;                     /* the guest's side, passed to QEMU */
+    int host;                   /* sends as the host does */
+} Tap;
+
+/* Why there can be no TAPs here, or NULL if there can; see host_init() */
+extern char *no_host;
+/* May QEMU have receive buffers for thousands of frames? */
+extern bool have_big_buffers;
+
+/*
+ * Become the host: root in a network namespace that is empty but for what the
+ * tests put there.  Sets no_host if that is not possible.
+ */
+void host_init(void);
+
+void host_ioctl(unsigned long request, void *arg);
+struct ifreq host_ifreq(const char *name);
+void if_set_up(const char *name, bool up);
+void if_set_mtu(const char *name, int mtu);
+/* False if that is not permitted, as to the root of a user namespace */
+bool if_set_queue_len(const char *name, int len);
+/* Frames that the reader of a TAP took, or that found the queue full */
+uint64_t if_tx_packets(const char *name);
+uint64_t if_tx_dropped(const char *name);
+
+/* An AF_PACKET socket, bound unless @name is NULL; QEMU does not inherit it */
+int packet_socket(const char *name, int type, uint16_t proto);
+
+void tap_open(Tap *tap, const char *name);
+void tap_close(Tap *tap);
+void tap_set_offload(Tap *tap, unsigned offload);
+/* Delete the interface under its users */
+void tap_delete(Tap *tap);
+
+/* The frame is on its way into the TAP, and captured, when this returns */
+void host_send(Tap *tap, uint32_t seq, size_t len);
+/* The next frame for the guest, from a TAP that QEMU does not read */
+size_t tap_recv(Tap *tap, struct virtio_net_hdr *hdr,
+                uint8_t *frame, size_t size);
+void tap_expect(Tap *tap, uint32_t seq, size_t len);
+
+
+/* QEMU */
+
+typedef struct Env {
+    QTestState *qts;
+    Tap tap[2];
+    int guest[2];
+    int chr[2];
+    char *listen;               /* path of chardev s0, which listens */
+} Env;
+
+/* A pair whose second end is for QEMU, which inherits it */
+void socket_pair(int *fd);
+
+/* An @e that has nothing yet; tests may add to it before they start QEMU */
+void env_init(Env *e);
+/*
+ * Start QEMU with @taps TAPs, which @e has already or which are made, and with
+ * @options.  A TAP's peer is a hub unless @options has a NIC for it.
+ */
+void env_start_full(Env *e, int taps, bool hub, const char *machine,
+                    const char *options);
+/* Both of these for the usual case */
+void env_start(Env *e, int taps, const char *options);
+/*
+ * The same for a QEMU whose uid may be 0, but which has no capability, and
+ * one with a guest on netdev g0 that has no TAP
+ */
+void env_start_unprivileged(Env *e, int taps, const char *options);
+void env_start_no_tap(Env *e, const char *options);
+void env_stop(Env *e);
+
+/* Add "a=b,c=on,d=5" to the arguments of a QMP command */
+void put_props(QDict *dict, const char *props);
+void assert_success(QDict *resp);
+char *error_desc(QDict *resp);
+
+QDict *object_add(Env *e, const char *type, const char *id,
+                  const char *props);
+void filter_add(Env *e, const char *id, const char *props);
+void filter_del(Env *e, const char *id);
+void filter_set_status(Env *e, const char *id, bool on);
+
+void vm_run(Env *e, bool run);
+/* QEMU answers, and has been through its main loop some times */
+void vm_answers(Env *e);
+/* Wait until QEMU has read everything that the test wrote to @fd */
+void wait_consumed(Env *e, int fd);
+/*
+ * With the VM stopped: wait until QEMU has read its one frame from tap[0].
+ * The next ones are for tap_expect().
+ */
+void wait_tap_blocked(Env *e);
+int listener_connect(Env *e);
+
+/* No main loop that spins */
+void assert_idle(Env *e);
+int count_fds(Env *e);
+/* Sockets may be closed a little later: wait until no more than @n are open */
+void wait_fds(Env *e, int n);
+
+#endif /* AF_PACKET_HELPERS_H */
