@@ -19,6 +19,7 @@
 #include "qapi/error.h"
 #include "qapi/util.h"
 #include "qemu/option.h"
+#include "qemu/sockets.h"
 
 bool tcp_chr_packet_parse(QemuOpts *opts, ChardevSocket *sock, Error **errp)
 {
@@ -91,39 +92,35 @@ bool tcp_chr_packet_options(SocketChardev *s, ChardevSocket *sock,
     return true;
 }
 
-bool tcp_chr_packet_open(SocketChardev *s, QIOChannelSocket *sioc,
-                         Error **errp)
+/*
+ * Make the channel of frames from @fd.  QIOChannelSocket will not connect to
+ * an AF_PACKET socket, which has no peer; it only keeps the fd, for those who
+ * look for a socket below the channel.
+ */
+static bool tcp_chr_packet_set_fd(SocketChardev *s, QIOChannelSocket *sioc,
+                                  int fd, Error **errp)
 {
     ERRP_GUARD();
     g_autoptr(QIOChannelPacket) pioc = NULL;
     QIOChannelPacketMode mode;
-    int fd;
+    int dup_fd;
 
-    if (!s->has_af_packet_mode) {
-        if (qio_channel_packet_is_packet_socket(sioc->fd)) {
-            error_setg(errp,
-                       "an AF_PACKET fd requires the 'af-packet-mode' option");
-            return false;
-        }
-        return true;
-    }
-
-    if (!qio_channel_packet_is_packet_socket(sioc->fd)) {
+    if (!qio_channel_packet_is_packet_socket(fd)) {
         error_setg(errp, "'af-packet-mode' requires an AF_PACKET fd");
         return false;
     }
 
     mode = s->af_packet_mode == AF_PACKET_MODE_CAPTURE ?
            QIO_CHANNEL_PACKET_CAPTURE : QIO_CHANNEL_PACKET_INJECT;
-    fd = qemu_dup(sioc->fd);
-    if (fd < 0) {
+    dup_fd = qemu_dup(fd);
+    if (dup_fd < 0) {
         error_setg_errno(errp, errno, "'af-packet-mode': cannot duplicate fd");
         return false;
     }
-    pioc = qio_channel_packet_new_fd(fd, mode, errp);
+    pioc = qio_channel_packet_new_fd(dup_fd, mode, errp);
     if (!pioc) {
         error_prepend(errp, "'af-packet-mode': ");
-        close(fd);
+        close(dup_fd);
         return false;
     }
     if (mode == QIO_CHANNEL_PACKET_CAPTURE &&
@@ -134,5 +131,43 @@ bool tcp_chr_packet_open(SocketChardev *s, QIOChannelSocket *sioc,
     qio_channel_packet_set_vnet_hdr(pioc, s->af_packet_vnet_hdr);
 
     s->ioc = QIO_CHANNEL(g_steal_pointer(&pioc));
+    sioc->fd = fd;
     return true;
+}
+
+int tcp_chr_packet_connect(SocketChardev *s, QIOChannelSocket *sioc,
+                           Error **errp)
+{
+    int fd;
+
+    if (!s->has_af_packet_mode) {
+        return qio_channel_socket_connect_sync(sioc, s->addr, errp);
+    }
+
+    fd = socket_connect(s->addr, errp);
+    if (fd < 0) {
+        return -1;
+    }
+    if (!tcp_chr_packet_set_fd(s, sioc, fd, errp)) {
+        close(fd);
+        return -1;
+    }
+    return 0;
+}
+
+QIOChannelSocket *tcp_chr_packet_new_fd(SocketChardev *s, int fd)
+{
+    g_autoptr(QIOChannelSocket) sioc = NULL;
+    Error *err = NULL;
+
+    if (!s->has_af_packet_mode) {
+        return qio_channel_socket_new_fd(fd, NULL);
+    }
+
+    sioc = qio_channel_socket_new();
+    if (!tcp_chr_packet_set_fd(s, sioc, fd, &err)) {
+        error_report_err(err);
+        return NULL;
+    }
+    return g_steal_pointer(&sioc);
 }

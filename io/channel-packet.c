@@ -55,8 +55,8 @@
  *            capture goes on by itself once the interface is up
  *   gone     deleted, or moved to another namespace: the socket is bound to
  *            index -1 and stays useless; reading and writing fail.  The kernel
- *            does not tell when it follows on "down", so that is looked at
- *            every second.
+ *            does not tell when it follows on "down", so a watch looks every
+ *            second.
  */
 
 #include "qemu/osdep.h"
@@ -82,8 +82,8 @@
 #include "qemu/units.h"
 #include "trace.h"
 
-/* While the interface is down, look this often whether it is gone, in ms */
-#define PACKET_DOWN_CHECK 1000
+/* While the interface is down, look this often whether it is gone */
+#define PACKET_DOWN_CHECK_US (1000 * 1000)
 
 /* Frames of the stream that are dropped before a read gives the loop back */
 #define PACKET_MAX_DROPS 64
@@ -104,6 +104,14 @@
 #define PACKET_HEADROOM \
     (MSG_HDR_MAX + sizeof(struct virtio_net_hdr) + VLAN_TAG_LEN)
 
+/*
+ * The longest frame from the kernel, so that with its tag and any vnet header
+ * that a caller puts in front it is not too long for a message
+ */
+#define PACKET_FRAME_MAX \
+    (QIO_CHANNEL_PACKET_MAX - VLAN_TAG_LEN - \
+     sizeof(struct virtio_net_hdr_v1_hash_tunnel))
+
 struct QIOChannelPacket {
     QIOChannel parent;
 
@@ -117,6 +125,8 @@ struct QIOChannelPacket {
     bool hooked;                /* the kernel offers it frames */
     bool down;                  /* the interface is, or was a moment ago */
     bool gone;                  /* the interface is, for ever */
+    int64_t down_check_at;      /* look again whether it is gone, in us */
+    bool broken;                /* what is written is out of step for good */
     int64_t retry_at;           /* no room until then, in us; 0: there is */
 
     /*
@@ -162,6 +172,7 @@ static bool packet_check_gone(QIOChannelPacket *pioc)
         warn_report("host interface '%s' is down or gone", pioc->ifname);
         pioc->down = true;
     }
+    pioc->down_check_at = g_get_monotonic_time() + PACKET_DOWN_CHECK_US;
     if (!pioc->gone && pioc->ifindex > 0 &&
         (getsockname(pioc->fd, (struct sockaddr *)&sll, &len) < 0 ||
          sll.sll_ifindex != pioc->ifindex)) {
@@ -223,7 +234,7 @@ static bool packet_bind(QIOChannelPacket *pioc, uint16_t proto, Error **errp)
 }
 
 /* Fill in ifindex from the name */
-static bool packet_find_interface(QIOChannelPacket *pioc, Error **errp)
+static bool packet_find_index(QIOChannelPacket *pioc, Error **errp)
 {
     struct ifreq ifr = { 0 };
 
@@ -237,25 +248,37 @@ static bool packet_find_interface(QIOChannelPacket *pioc, Error **errp)
     return true;
 }
 
+/* Fill in ifname from ifindex */
+static bool packet_find_name(QIOChannelPacket *pioc, Error **errp)
+{
+    struct ifreq ifr = { .ifr_ifindex = pioc->ifindex };
+
+    if (ioctl(pioc->fd, SIOCGIFNAME, &ifr) < 0) {
+        error_setg_errno(errp, errno, "cannot find the name of interface %d",
+                         pioc->ifindex);
+        return false;
+    }
+    g_free(pioc->ifname);
+    pioc->ifname = g_strdup(ifr.ifr_name);
+    return true;
+}
+
 /* Fill in ifindex and ifname from what the socket is bound to */
 static bool packet_bound_interface(QIOChannelPacket *pioc, Error **errp)
 {
     struct sockaddr_ll sll = { 0 };
     socklen_t len = sizeof(sll);
-    struct ifreq ifr = { 0 };
 
     if (getsockname(pioc->fd, (struct sockaddr *)&sll, &len) < 0) {
         error_setg_errno(errp, errno, "cannot query the packet socket");
         return false;
     }
-    ifr.ifr_ifindex = sll.sll_ifindex;
-    if (sll.sll_ifindex <= 0 || ioctl(pioc->fd, SIOCGIFNAME, &ifr) < 0) {
+    if (sll.sll_ifindex <= 0) {
         error_setg(errp, "the AF_PACKET fd must be bound to an interface");
         return false;
     }
     pioc->ifindex = sll.sll_ifindex;
-    pioc->ifname = g_strdup(ifr.ifr_name);
-    return true;
+    return packet_find_name(pioc, errp);
 }
 
 static bool packet_check_interface(QIOChannelPacket *pioc, Error **errp)
@@ -369,7 +392,8 @@ static QIOChannelPacket *packet_open(int ifindex, const char *ifname,
     pioc->ifindex = ifindex;
     pioc->ifname = g_strdup(ifname);
     /* Protocol 0: nothing is queued for reading */
-    if ((!ifindex && !packet_find_interface(pioc, errp)) ||
+    if (!(ifindex ? packet_find_name(pioc, errp) :
+                    packet_find_index(pioc, errp)) ||
         !packet_configure(pioc, errp) ||
         !packet_bind(pioc, 0, errp)) {
         return NULL;
@@ -476,6 +500,8 @@ void qio_channel_packet_detach(QIOChannelPacket *pioc)
     pioc->fd = fresh->fd;
     pioc->hooked = false;
     fresh->fd = -1;
+    g_free(pioc->ifname);
+    pioc->ifname = g_steal_pointer(&fresh->ifname);
 }
 
 int qio_channel_packet_get_fd(QIOChannelPacket *pioc)
@@ -564,8 +590,7 @@ int qio_channel_packet_recv_frame(QIOChannelPacket *pioc,
             .iov_len = sizeof(frame->vnet_hdr),
         }, {
             .iov_base = pioc->buf + PACKET_HEADROOM,
-            .iov_len = QIO_CHANNEL_PACKET_MAX - VLAN_TAG_LEN -
-                       sizeof(frame->vnet_hdr),
+            .iov_len = PACKET_FRAME_MAX,
         },
     };
     struct msghdr msg = {
@@ -851,6 +876,7 @@ static ssize_t qio_channel_packet_writev(QIOChannel *ioc,
                                          int *fds, size_t nfds, int flags,
                                          Error **errp)
 {
+    ERRP_GUARD();
     QIOChannelPacket *pioc = QIO_CHANNEL_PACKET(ioc);
     const size_t hdr_len = pioc->vnet_hdr ? MSG_HDR_MAX : sizeof(uint32_t);
     size_t have = iov_size(iov, niov);
@@ -860,6 +886,11 @@ static ssize_t qio_channel_packet_writev(QIOChannel *ioc,
         error_setg(errp, "a packet channel that captures cannot be written");
         return -1;
     }
+    if (pioc->broken) {
+        error_setg(errp, "the stream for interface '%s' is out of step",
+                   pioc->ifname);
+        return -1;
+    }
 
     while (done < have) {
         size_t end = hdr_len;
@@ -867,7 +898,7 @@ static ssize_t qio_channel_packet_writev(QIOChannel *ioc,
         int ret;
 
         if (pioc->len >= hdr_len) {
-            end += ldl_be_p(pioc->buf);
+            end += (uint32_t)ldl_be_p(pioc->buf);
         }
         n = iov_to_buf(iov, niov, done, pioc->buf + pioc->len,
                        MIN(have - done, end - pioc->len));
@@ -877,13 +908,14 @@ static ssize_t qio_channel_packet_writev(QIOChannel *ioc,
             continue;
         }
 
-        end = ldl_be_p(pioc->buf);
+        end = (uint32_t)ldl_be_p(pioc->buf);
         if (end > QIO_CHANNEL_PACKET_MAX) {
-            /* Out of step for good: this comes again at each write */
             error_setg(errp, "message of %zu bytes for interface '%s', "
                        "at most %d are possible", end, pioc->ifname,
                        QIO_CHANNEL_PACKET_MAX);
-            pioc->len = hdr_len;
+            /* Few callers pass the error on */
+            warn_report("%s", error_get_pretty(*errp));
+            pioc->broken = true;
             return -1;
         }
         if (pioc->len < hdr_len + end) {
@@ -955,7 +987,7 @@ static GIOCondition packet_source_ready(QIOChannelPacketSource *source)
     QIOChannelPacket *pioc = source->ioc;
     GIOCondition ready = source->fd.revents;
 
-    if (pioc->gone) {
+    if (pioc->gone || pioc->broken) {
         ready |= G_IO_IN | G_IO_OUT | G_IO_HUP;
     }
     if (pioc->mode == QIO_CHANNEL_PACKET_CAPTURE) {
@@ -974,9 +1006,11 @@ static gboolean packet_source_prepare(GSource *gsource, gint *timeout)
 
     *timeout = -1;
     source->fd.revents = 0;
-    if (source->ioc->down) {
-        packet_check_gone(source->ioc);
-        *timeout = PACKET_DOWN_CHECK;
+    if (source->ioc->down && !source->ioc->gone) {
+        if (g_get_monotonic_time() >= source->ioc->down_check_at) {
+            packet_check_gone(source->ioc);
+        }
+        *timeout = PACKET_DOWN_CHECK_US / 1000;
     }
     if (packet_source_ready(source)) {
         return true;

@@ -9,9 +9,9 @@
  * because of -S.  A suspended VM (ACPI S3) counts as running, since its
  * devices are, and so does one that is about to start.
  *
- * A VM that waits for an incoming migration is neither, and its filters are
- * inactive: it is not the one that the network's frames are for, and a frame
- * that it is given is lost when its devices start.
+ * A VM that waits for an incoming migration is neither, for a filter that
+ * has to do with the host's side: the network's frames are not for this VM
+ * yet, and a frame that it is given is lost when its devices start.
  *
  * The state is the one that the handlers were told last, not the one that
  * runstate_is_running() gives: the latter changes before the devices know.
@@ -27,7 +27,8 @@
 
 void filter_activity_update(FilterActivity *act)
 {
-    bool active = act->nf->on && !act->vm_incoming &&
+    bool active = act->nf->on &&
+                  !(act->not_incoming && runstate_check(RUN_STATE_INMIGRATE)) &&
                   (act->vm_running ? act->when_running : act->when_stopped);
 
     if (act->vmstate) {
@@ -41,7 +42,6 @@ static void filter_activity_vm_change_state(void *opaque, bool running,
 {
     FilterActivity *act = opaque;
 
-    act->vm_incoming = false;
     act->vm_running = running;
     filter_activity_update(act);
 }
@@ -60,9 +60,9 @@ bool filter_activity_check(FilterActivity *act, bool when_stopped,
     return true;
 }
 
-void filter_activity_setup(FilterActivity *act)
+void filter_activity_setup(FilterActivity *act, bool not_incoming)
 {
-    act->vm_incoming = runstate_check(RUN_STATE_INMIGRATE);
+    act->not_incoming = not_incoming;
     act->vm_running = runstate_is_live(runstate_get()) ||
                       (runstate_check(RUN_STATE_PRELAUNCH) && autostart);
     act->vmstate = qemu_add_vm_change_state_handler_prio(

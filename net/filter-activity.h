@@ -30,7 +30,7 @@ struct FilterActivity {
     bool when_stopped_set;      /* by the user */
 
     VMChangeStateEntry *vmstate;
-    bool vm_incoming;           /* not yet started */
+    bool not_incoming;          /* inactive while waiting for a migration */
     bool vm_running;
     bool active;
 };
@@ -75,12 +75,14 @@ bool filter_activity_check(FilterActivity *act, bool when_stopped,
 /**
  * filter_activity_setup:
  * @act: the activity
+ * @not_incoming: whether the filter is to be inactive, in spite of its
+ *     options, while the VM waits for an incoming migration
  *
  * Follow the VM from now on, and tell the filter where it starts.  On start
  * of the VM the filter hears of it after all devices (their vhost has started
  * by then), on stop before them.
  */
-void filter_activity_setup(FilterActivity *act);
+void filter_activity_setup(FilterActivity *act, bool not_incoming);
 
 /**
  * filter_activity_update:

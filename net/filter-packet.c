@@ -40,7 +40,7 @@
  *   becomes active     send what is held, until done or no room
  *   no room            try again when the timer fires, after 1 ms
  *   becomes inactive   stop the timer
- *   interface gone     drop what is held and all that comes, and count
+ *   interface gone     while active, drop all, and count
  *
  * The redirector tells of "active" when the VM starts only after its devices
  * have started.  A frame that was injected before that could be read by QEMU
@@ -82,7 +82,15 @@ static const char *filter_packet_id(FilterPacket *p)
     return object_get_canonical_path_component(OBJECT(p->nf));
 }
 
-static void filter_packet_capture_update(FilterPacket *p);
+static void filter_packet_count_drop(FilterPacket *p, uint64_t *counter,
+                                     const char *reason)
+{
+    trace_filter_packet_drop(filter_packet_id(p), reason);
+    if (!(*counter)++) {
+        warn_report("filter-redirector '%s': frame dropped: %s (more of these "
+                    "are counted only)", filter_packet_id(p), reason);
+    }
+}
 
 static void filter_packet_set_gone(FilterPacket *p, Error *err)
 {
@@ -111,6 +119,8 @@ static bool filter_packet_write_message(FilterPacket *p)
     }
     return !p->msg_len;
 }
+
+static void filter_packet_capture_update(FilterPacket *p);
 
 static gboolean filter_packet_writable(void *do_not_use, GIOCondition cond,
                                        void *opaque)
@@ -183,13 +193,10 @@ static void filter_packet_to_chain(FilterPacket *p,
                                 iov + skip, ARRAY_SIZE(iov) - skip, p->nf);
 }
 
-static void filter_packet_discard(FilterPacket *p)
+static void filter_packet_drop_no_peer(FilterPacket *p)
 {
-    if (!p->discarded++) {
-        warn_report("filter-redirector '%s': no peer took the frames that "
-                    "were captured, they are discarded",
-                    filter_packet_id(p));
-    }
+    filter_packet_count_drop(p, &p->dropped_no_peer,
+                             "outdev had no peer to take it");
 }
 
 /* All is read: leave the traffic */
@@ -227,7 +234,7 @@ static void filter_packet_capture(void *opaque)
         } else if (p->connected) {
             filter_packet_to_outdev(p, &frame);
         } else {
-            filter_packet_discard(p);
+            filter_packet_drop_no_peer(p);
         }
     }
     filter_packet_capture_update(p);
@@ -236,20 +243,30 @@ static void filter_packet_capture(void *opaque)
 /* Idempotent: read the socket, and watch outdev, exactly when it is of use */
 static void filter_packet_capture_update(FilterPacket *p)
 {
-    bool want_write = p->connected && p->msg_len;
-    bool want_read = !p->gone && !p->msg_len &&
-                     (p->active ? !p->has_outdev || p->connected : !p->drained);
+    bool want_read;
 
-    qemu_set_fd_handler(qio_channel_packet_get_fd(p->ioc),
-                        want_read ? filter_packet_capture : NULL, NULL, p);
-
-    if (want_write && !p->msg_watch) {
+    if (p->msg_len && p->connected && !p->msg_watch) {
         p->msg_watch = qemu_chr_fe_add_watch(p->chr_out, G_IO_OUT | G_IO_HUP,
                                              filter_packet_writable, p);
-    } else if (!want_write && p->msg_watch) {
+        if (!p->msg_watch) {
+            /* A chardev that cannot be waited for, such as udp */
+            p->msg_len = 0;
+            filter_packet_count_drop(p, &p->dropped_no_peer,
+                                     "outdev did not take it");
+        }
+    } else if (!(p->msg_len && p->connected) && p->msg_watch) {
         g_source_remove(p->msg_watch);
         p->msg_watch = 0;
     }
+    if (p->msg_len && !p->connected && !p->active) {
+        p->msg_len = 0;
+        filter_packet_drop_no_peer(p);
+    }
+
+    want_read = !p->gone && !p->msg_len &&
+                (p->active ? !p->has_outdev || p->connected : !p->drained);
+    qemu_set_fd_handler(qio_channel_packet_get_fd(p->ioc),
+                        want_read ? filter_packet_capture : NULL, NULL, p);
 }
 
 static void filter_packet_capture_set_active(FilterPacket *p)
@@ -260,10 +277,6 @@ static void filter_packet_capture_set_active(FilterPacket *p)
     if (!p->gone &&
         !qio_channel_packet_set_active(p->ioc, p->active, &err)) {
         filter_packet_set_gone(p, err);
-    }
-    if (!p->active && !p->connected && p->msg_len) {
-        p->msg_len = 0;
-        filter_packet_discard(p);
     }
     filter_packet_capture_update(p);
 }
@@ -344,7 +357,8 @@ static bool filter_packet_send(FilterPacket *p,
         }
     }
     if (p->gone) {
-        p->dropped_gone++;
+        filter_packet_count_drop(p, &p->dropped_gone,
+                                 "the host interface is gone");
         return true;
     }
     return ret != QIO_CHANNEL_ERR_BLOCK;
@@ -424,11 +438,8 @@ ssize_t filter_packet_receive_iov(FilterPacket *p, unsigned flags,
     }
 
     if (p->held_bytes >= p->hold_limit && !QSIMPLEQ_EMPTY(&p->held)) {
-        if (!p->dropped_no_room++) {
-            warn_report("filter-redirector '%s': frame dropped: 'hold_limit' "
-                        "is reached (more of these are counted only)",
-                        filter_packet_id(p));
-        }
+        filter_packet_count_drop(p, &p->dropped_no_room,
+                                 "'hold_limit' is reached");
         return size;
     }
 
@@ -443,13 +454,9 @@ ssize_t filter_packet_receive_iov(FilterPacket *p, unsigned flags,
 
 int filter_packet_can_read(FilterPacket *p)
 {
-    if (p->active && QSIMPLEQ_EMPTY(&p->held)) {
-        return NET_BUFSIZE;
-    }
-    if (p->held_bytes >= p->hold_limit) {
-        return 0;
-    }
-    return MIN(p->hold_limit - p->held_bytes, NET_BUFSIZE);
+    bool sends = p->active && QSIMPLEQ_EMPTY(&p->held);
+
+    return sends || p->held_bytes < p->hold_limit ? NET_BUFSIZE : 0;
 }
 
 void filter_packet_receive_message(FilterPacket *p, const SocketReadState *rs)
@@ -461,12 +468,8 @@ void filter_packet_receive_message(FilterPacket *p, const SocketReadState *rs)
 
     if (rs->vnet_hdr_len >= rs->packet_len ||
         (rs->vnet_hdr_len && rs->vnet_hdr_len < sizeof(frame.vnet_hdr))) {
-        if (!p->dropped_unusable++) {
-            warn_report("filter-redirector '%s': message of %" PRIu32 " bytes "
-                        "with a vnet header of %" PRIu32 " dropped (more of "
-                        "these are counted only)", filter_packet_id(p),
-                        rs->packet_len, rs->vnet_hdr_len);
-        }
+        filter_packet_count_drop(p, &p->dropped_unusable, "the message has "
+                                 "no room for the vnet header and a frame");
         return;
     }
     if (rs->vnet_hdr_len) {
@@ -623,7 +626,7 @@ static char *filter_packet_get_out_netdev(Object *obj, Error **errp)
 static void filter_packet_set_netdev(FilterPacket *p, char **netdev,
                                      const char *value, Error **errp)
 {
-    if (p->ioc) {
+    if (p->nf->netdev) {
         error_setg(errp, "the netdev of a filter cannot be changed");
         return;
     }

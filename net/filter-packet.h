@@ -45,7 +45,7 @@ struct FilterPacket {
     size_t msg_len;             /* 0: none */
     guint msg_watch;
     bool drained;               /* inactive, and the socket is empty */
-    uint64_t discarded;         /* frames that found no peer when it ended */
+    uint64_t dropped_no_peer;   /* frames, when outdev had none any more */
 
     /* Inject: frames that wait, oldest first */
     QSIMPLEQ_HEAD(, FilterPacketHeld) held;

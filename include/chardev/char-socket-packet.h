@@ -37,20 +37,29 @@ bool tcp_chr_packet_options(SocketChardev *s, ChardevSocket *sock,
                             Error **errp);
 
 /**
- * tcp_chr_packet_open:
+ * tcp_chr_packet_connect:
  * @s: the chardev, not yet connected
  * @sioc: a new socket for it
  * @errp: pointer to a NULL-initialized error object
  *
- * If @s is to carry frames, set its ioc to the channel that does so on a
- * duplicate of @sioc's fd.  Every other socket is left alone, but an
- * AF_PACKET one without af-packet-mode is an error: the frontend would see
- * the frames with nothing to tell them apart.
+ * Connect @sioc to the address of @s.  If @s is to carry frames, give @sioc
+ * the fd, and set the ioc of @s to the channel that does so on a duplicate.
  *
- * Returns: true on success, false on error
+ * Returns: 0 on success, -1 on error
  */
-bool tcp_chr_packet_open(SocketChardev *s, QIOChannelSocket *sioc,
-                         Error **errp);
+int tcp_chr_packet_connect(SocketChardev *s, QIOChannelSocket *sioc,
+                           Error **errp);
+
+/**
+ * tcp_chr_packet_new_fd:
+ * @s: the chardev, not connected
+ * @fd: a socket that somebody hands over
+ *
+ * Make a socket for @s of @fd; as above if @s is to carry frames.
+ *
+ * Returns: the socket, which owns @fd, or NULL on error: @fd is the caller's
+ */
+QIOChannelSocket *tcp_chr_packet_new_fd(SocketChardev *s, int fd);
 
 #else /* !CONFIG_AF_PACKET */
 
@@ -66,10 +75,15 @@ static inline bool tcp_chr_packet_options(SocketChardev *s,
     return true;
 }
 
-static inline bool tcp_chr_packet_open(SocketChardev *s,
-                                       QIOChannelSocket *sioc, Error **errp)
+static inline int tcp_chr_packet_connect(SocketChardev *s,
+                                         QIOChannelSocket *sioc, Error **errp)
 {
-    return true;
+    return qio_channel_socket_connect_sync(sioc, s->addr, errp);
+}
+
+static inline QIOChannelSocket *tcp_chr_packet_new_fd(SocketChardev *s, int fd)
+{
+    return qio_channel_socket_new_fd(fd, NULL);
 }
 
 #endif /* !CONFIG_AF_PACKET */

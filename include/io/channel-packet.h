@@ -146,14 +146,7 @@ qio_channel_packet_new_socket(int fd, QIOChannelPacketMode mode);
  *
  * Returns: true if @fd is a socket of the family AF_PACKET
  */
-#ifdef CONFIG_AF_PACKET
 bool qio_channel_packet_is_packet_socket(int fd);
-#else
-static inline bool qio_channel_packet_is_packet_socket(int fd)
-{
-    return false;
-}
-#endif
 
 /**
  * qio_channel_packet_set_vnet_hdr:

@@ -199,15 +199,18 @@ static void test_filter_errors_qmp(void)
 
 static void test_filter_errors_command_line(void)
 {
+    g_autofree char *path = g_strdup_printf("%s/d0", tmpdir);
     int i;
 
     for (i = 0; i < ARRAY_SIZE(filter_errors); i++) {
         g_autofree char *args =
-            g_strdup_printf(OPTIONS_NETDEVS "%s/d0 -chardev null,id=x0 "
+            g_strdup_printf(OPTIONS_NETDEVS "%s -chardev null,id=x0 "
                             "-object filter-redirector,id=f0,%s",
-                            tmpdir, filter_errors[i].props);
+                            path, filter_errors[i].props);
 
         assert_command_line_error(args, NULL, filter_errors[i].error);
+        /* A QEMU that ends like this does not clean up */
+        unlink(path);
     }
 }
 
@@ -303,7 +306,7 @@ static const ChardevError chardev_errors[] = {
         "'af-packet-mode': the AF_PACKET fd must be bound to an interface"
     }, {
         FD_PACKET, "server=off",
-        "an AF_PACKET fd requires the 'af-packet-mode' option"
+        "Unable to query remote socket address: Operation not supported"
     },
 };
 
@@ -454,22 +457,34 @@ static void test_chardev_errors_packet(void)
     tap_close(&tap);
 }
 
-/* Others that take a fd get no further with such a socket than before */
+/*
+ * Others that take a fd get no further with such a socket than before.  They
+ * connect from a thread, which knows the fd by its number only.
+ */
 static void test_netdev_errors_packet(void)
 {
+    g_autofree char *name = NULL;
+    g_autofree char *info = NULL;
     int packet;
     Tap tap;
     Env e;
 
     tap_open(&tap, "qtap0");
     packet = packet_socket(tap.name, SOCK_RAW, ETH_P_ALL);
+    fcntl(packet, F_SETFD, 0);
+    name = g_strdup_printf("%d", packet);
     env_start(&e, 0, "");
-    send_fd(&e, packet, "fd0");
-    qobject_unref(qtest_qmp(e.qts, "{ 'execute': 'netdev_add', 'arguments':"
-                            " { 'type': 'stream', 'id': 'st0', 'addr':"
-                            " { 'type': 'fd', 'str': 'fd0' } } }"));
-    host_send(&tap, 1, FRAME_LEN);
-    vm_answers(&e);
+    qtest_qmp_assert_success(e.qts, "{ 'execute': 'netdev_add', 'arguments':"
+                             " { 'type': 'stream', 'id': 'st0',"
+                             " 'server': false, 'addr':"
+                             " { 'type': 'fd', 'str': %s } } }", name);
+    g_test_timer_start();
+    do {
+        g_free(info);
+        info = qtest_hmp(e.qts, "info network");
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+    } while (strstr(info, "connecting"));
+    g_assert_nonnull(strstr(info, "error: "));
     env_stop(&e);
     close(packet);
     tap_close(&tap);
@@ -2496,8 +2511,7 @@ static void test_chardev_add_client(void)
     filter_add(&e, "f2", "netdev=g0,queue=tx,indev=c0");
     wait_disconnected(&e, "c0");
     packet = packet_socket(tap.name, SOCK_RAW, ETH_P_ALL);
-    assert_add_client_error(&e, "c0", packet, path, "an AF_PACKET fd requires "
-                            "the 'af-packet-mode' option\n");
+    assert_add_client_error(&e, "c0", packet, path, "");
     close(packet);
     unlink(path);
 
