@@ -31,8 +31,8 @@
  * of a bound socket, closing it too, waits for an RCU grace period, 8 to
  * 16 ms (times and behaviour: Linux 6.18).  Therefore:
  *   - a filter that drops all ends the capture, immediately;
- *   - when all has been read, a new socket takes the place of the old one,
- *     which a thread closes.
+ *   - when all has been read, or shall not be, a new socket takes the place of
+ *     the old one, which a thread closes.
  * Without CAP_NET_RAW there is no new socket.  Then the old one stays, hooked
  * and with that filter, and costs the senders a little.
  *
@@ -137,6 +137,10 @@ struct QIOChannelPacket {
     size_t pos;
     size_t len;
 
+    /* Frames that the kernel has queued, and those taken from there */
+    uint64_t queued;
+    uint64_t taken;
+
     QIOChannelPacketStats stats;
 };
 
@@ -197,6 +201,7 @@ static void packet_update_kernel_drops(QIOChannelPacket *pioc)
 
     if (pioc->fd != -1 && pioc->mode == QIO_CHANNEL_PACKET_CAPTURE &&
         !getsockopt(pioc->fd, SOL_PACKET, PACKET_STATISTICS, &st, &len)) {
+        pioc->queued += st.tp_packets - st.tp_drops;
         packet_count_drop(pioc, &pioc->stats.dropped_kernel, st.tp_drops,
                           "the receive buffer was full");
     }
@@ -481,20 +486,24 @@ static void *packet_close_thread(void *opaque)
     return NULL;
 }
 
-void qio_channel_packet_detach(QIOChannelPacket *pioc)
+bool qio_channel_packet_detach(QIOChannelPacket *pioc)
 {
     g_autoptr(QIOChannelPacket) fresh = NULL;
     QemuThread thread;
 
     if (!pioc->hooked || pioc->gone) {
-        return;
+        return true;
     }
     fresh = packet_open(pioc->ifindex, pioc->ifname, pioc->mode, NULL);
     if (!fresh) {
-        return;
+        return false;
     }
 
     packet_update_kernel_drops(pioc);
+    packet_count_drop(pioc, &pioc->stats.dropped_unread,
+                      pioc->queued - pioc->taken,
+                      "not read when the capture ended");
+    pioc->queued = pioc->taken = 0;
     qemu_thread_create(&thread, "packet-close", packet_close_thread,
                        GINT_TO_POINTER(pioc->fd), QEMU_THREAD_DETACHED);
     pioc->fd = fresh->fd;
@@ -502,6 +511,7 @@ void qio_channel_packet_detach(QIOChannelPacket *pioc)
     fresh->fd = -1;
     g_free(pioc->ifname);
     pioc->ifname = g_steal_pointer(&fresh->ifname);
+    return true;
 }
 
 int qio_channel_packet_get_fd(QIOChannelPacket *pioc)
@@ -557,6 +567,7 @@ static int packet_recv_error(QIOChannelPacket *pioc, Error **errp)
         return QIO_CHANNEL_ERR_BLOCK;
     case EINVAL:
         /* A GSO type without a name in the vnet header; the frame is gone */
+        pioc->taken++;
         packet_count_drop(pioc, &pioc->stats.dropped_gso, 1,
                           "unknown GSO type");
         return 0;
@@ -614,6 +625,7 @@ int qio_channel_packet_recv_frame(QIOChannelPacket *pioc,
         /* Only a test's socket has a peer that can close */
         return packet_error_gone(pioc, errp);
     }
+    pioc->taken++;
     if (sll.sll_family == AF_PACKET && sll.sll_pkttype != PACKET_OUTGOING) {
         return 0;
     }

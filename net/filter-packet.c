@@ -27,9 +27,10 @@
  * peer.  A new peer gets the message from its first byte, so it is in step.
  *
  *   becomes active     attach the socket to the traffic
- *   becomes inactive   detach it; what it holds still goes to the peer, or,
- *                      without a peer, is discarded and counted, lest a later
- *                      peer takes it for news
+ *   becomes inactive   end the capture; what the socket holds still goes to
+ *                      the peer, then detach it
+ *   inactive, no peer  drop and count what it holds, lest a later peer takes
+ *                      it for news
  *
  * Inject.  A frame is sent at once, or held: when the filter is inactive,
  * when the interface has no room, and behind other held frames, for frames
@@ -193,18 +194,17 @@ static void filter_packet_to_chain(FilterPacket *p,
                                 iov + skip, ARRAY_SIZE(iov) - skip, p->nf);
 }
 
+/* Leave the traffic; true if that drops what has not been read */
+static bool filter_packet_capture_detach(FilterPacket *p)
+{
+    qemu_set_fd_handler(qio_channel_packet_get_fd(p->ioc), NULL, NULL, NULL);
+    return qio_channel_packet_detach(p->ioc);
+}
+
 static void filter_packet_drop_no_peer(FilterPacket *p)
 {
     filter_packet_count_drop(p, &p->dropped_no_peer,
                              "outdev had no peer to take it");
-}
-
-/* All is read: leave the traffic */
-static void filter_packet_capture_detach(FilterPacket *p)
-{
-    qemu_set_fd_handler(qio_channel_packet_get_fd(p->ioc), NULL, NULL, NULL);
-    qio_channel_packet_detach(p->ioc);
-    p->drained = true;
 }
 
 static void filter_packet_capture(void *opaque)
@@ -222,6 +222,7 @@ static void filter_packet_capture(void *opaque)
         if (ret == QIO_CHANNEL_ERR_BLOCK) {
             if (!p->active) {
                 filter_packet_capture_detach(p);
+                p->state = FILTER_PACKET_DETACHED;
             }
             break;
         }
@@ -231,7 +232,7 @@ static void filter_packet_capture(void *opaque)
         }
         if (!p->has_outdev) {
             filter_packet_to_chain(p, &frame);
-        } else if (p->connected) {
+        } else if (p->connected && p->state != FILTER_PACKET_DROPPING) {
             filter_packet_to_outdev(p, &frame);
         } else {
             filter_packet_drop_no_peer(p);
@@ -258,13 +259,27 @@ static void filter_packet_capture_update(FilterPacket *p)
         g_source_remove(p->msg_watch);
         p->msg_watch = 0;
     }
-    if (p->msg_len && !p->connected && !p->active) {
-        p->msg_len = 0;
-        filter_packet_drop_no_peer(p);
+
+    if (!p->active && p->has_outdev && !p->connected) {
+        if (p->msg_len) {
+            p->msg_len = 0;
+            filter_packet_drop_no_peer(p);
+        }
+        if (p->state == FILTER_PACKET_DRAINING) {
+            p->state = filter_packet_capture_detach(p) ?
+                       FILTER_PACKET_DETACHED : FILTER_PACKET_DROPPING;
+        }
     }
 
-    want_read = !p->gone && !p->msg_len &&
-                (p->active ? !p->has_outdev || p->connected : !p->drained);
+    /* The end of the socket's frames is not an event: go on until it is met */
+    if (!p->gone && !p->active && !p->msg_len &&
+        p->state != FILTER_PACKET_DETACHED) {
+        timer_mod(p->retry, qemu_clock_get_us(QEMU_CLOCK_REALTIME));
+    } else {
+        timer_del(p->retry);
+    }
+    want_read = p->active && !p->gone && !p->msg_len &&
+                (!p->has_outdev || p->connected);
     qemu_set_fd_handler(qio_channel_packet_get_fd(p->ioc),
                         want_read ? filter_packet_capture : NULL, NULL, p);
 }
@@ -273,7 +288,7 @@ static void filter_packet_capture_set_active(FilterPacket *p)
 {
     Error *err = NULL;
 
-    p->drained = false;
+    p->state = p->active ? FILTER_PACKET_ATTACHED : FILTER_PACKET_DRAINING;
     if (!p->gone &&
         !qio_channel_packet_set_active(p->ioc, p->active, &err)) {
         filter_packet_set_gone(p, err);
@@ -503,7 +518,6 @@ void filter_packet_init(FilterPacket *p, NetFilterState *nf,
     p->chr_in = chr_in;
     p->chr_out = chr_out;
     p->hold_limit = FILTER_PACKET_HOLD_LIMIT;
-    p->drained = true;
     QSIMPLEQ_INIT(&p->held);
 }
 
@@ -579,11 +593,15 @@ bool filter_packet_setup(FilterPacket *p, bool vnet_hdr, Error **errp)
     }
 
     p->vnet_hdr = vnet_hdr;
-    p->retry = timer_new_us(QEMU_CLOCK_REALTIME, filter_packet_release, p);
+    p->retry = timer_new_us(QEMU_CLOCK_REALTIME, p->in_netdev ?
+                            filter_packet_capture : filter_packet_release, p);
     if (p->in_netdev && p->has_outdev) {
         p->msg = g_malloc(MSG_HDR_MAX +
                           sizeof(struct virtio_net_hdr_v1_hash_tunnel) +
                           NET_BUFSIZE);
+        /* The others have no events for their peers, if they know them */
+        p->connected = !qemu_chr_has_feature(qemu_chr_fe_get_driver(p->chr_out),
+                                             QEMU_CHAR_FEATURE_RECONNECTABLE);
         qemu_chr_fe_set_handlers(p->chr_out, filter_packet_outdev_can_read,
                                  filter_packet_outdev_read,
                                  filter_packet_outdev_event, NULL, p, NULL,

@@ -16,6 +16,14 @@
 typedef struct FilterPacket FilterPacket;
 typedef struct FilterPacketHeld FilterPacketHeld;
 
+/* A capture's socket */
+typedef enum FilterPacketState {
+    FILTER_PACKET_DETACHED,
+    FILTER_PACKET_ATTACHED,
+    FILTER_PACKET_DRAINING,     /* inactive, but there may be frames */
+    FILTER_PACKET_DROPPING,     /* the same, and nobody wants them */
+} FilterPacketState;
+
 /*
  * FilterPacket: the part of a redirector's state behind in_netdev, out_netdev
  * and hold_limit.  All of its functions are for the main loop's thread, or
@@ -37,6 +45,9 @@ struct FilterPacket {
     QIOChannelPacket *ioc;      /* NULL: neither in_netdev nor out_netdev */
     bool active;
     bool gone;                  /* the interface */
+    QEMUTimer *retry;
+
+    FilterPacketState state;    /* of a capture */
 
     /* Capture to outdev: the message that is under way */
     bool connected;
@@ -44,13 +55,11 @@ struct FilterPacket {
     size_t msg_pos;
     size_t msg_len;             /* 0: none */
     guint msg_watch;
-    bool drained;               /* inactive, and the socket is empty */
     uint64_t dropped_no_peer;   /* frames, when outdev had none any more */
 
     /* Inject: frames that wait, oldest first */
     QSIMPLEQ_HEAD(, FilterPacketHeld) held;
     uint64_t held_bytes;        /* of memory */
-    QEMUTimer *retry;
     uint64_t dropped_no_room;   /* frames from the chain beyond hold_limit */
     uint64_t dropped_unusable;  /* messages without a frame */
     uint64_t dropped_gone;      /* frames after the interface was gone */

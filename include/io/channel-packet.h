@@ -73,6 +73,7 @@ typedef struct QIOChannelPacketFrame {
  * @frames: frames that have been captured or injected
  * @bytes: the same in bytes, without vnet headers
  * @dropped_kernel: frames that found the socket's receive buffer full
+ * @dropped_unread: captured frames that a detach has thrown away
  * @dropped_truncated: captured frames that were too long for the buffer
  * @dropped_gso: captured GSO frames that would need a vnet header to travel
  * @dropped_too_big: frames over the MTU of the interface, not injected
@@ -87,6 +88,7 @@ typedef struct QIOChannelPacketStats {
     uint64_t frames;
     uint64_t bytes;
     uint64_t dropped_kernel;
+    uint64_t dropped_unread;
     uint64_t dropped_truncated;
     uint64_t dropped_gso;
     uint64_t dropped_too_big;
@@ -178,10 +180,12 @@ bool qio_channel_packet_set_active(QIOChannelPacket *ioc, bool active,
  * @ioc: a capturing channel that is not active
  *
  * Let the socket cost the host's senders nothing until the capture begins
- * again.  What has not been read is lost, and the file descriptor may change:
- * remove its handlers before.  Without CAP_NET_RAW this does nothing.
+ * again.  What has not been read is dropped and counted.  The file descriptor
+ * changes: remove its handlers before.
+ *
+ * Returns: false if nothing was done, as CAP_NET_RAW is missing by now
  */
-void qio_channel_packet_detach(QIOChannelPacket *ioc);
+bool qio_channel_packet_detach(QIOChannelPacket *ioc);
 
 /**
  * qio_channel_packet_recv_frame:

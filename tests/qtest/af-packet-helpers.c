@@ -264,6 +264,16 @@ void if_set_mtu(const char *name, int mtu)
     host_ioctl(SIOCSIFMTU, &ifr);
 }
 
+void if_rename(const char *name, const char *new_name)
+{
+    struct ifreq ifr = host_ifreq(name);
+
+    if_set_up(name, false);
+    pstrcpy(ifr.ifr_newname, sizeof(ifr.ifr_newname), new_name);
+    host_ioctl(SIOCSIFNAME, &ifr);
+    if_set_up(new_name, true);
+}
+
 bool if_set_queue_len(const char *name, int len)
 {
     struct ifreq ifr = host_ifreq(name);
@@ -303,6 +313,23 @@ uint64_t if_tx_packets(const char *name)
 uint64_t if_tx_dropped(const char *name)
 {
     return if_counter(name, 11);
+}
+
+void wait_capturing(bool capturing)
+{
+    bool found;
+
+    g_test_timer_start();
+    do {
+        g_autofree char *text = NULL;
+
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        g_assert_true(g_file_get_contents("/proc/thread-self/net/packet",
+                                          &text, NULL, NULL));
+        /* Columns: sk, RefCnt, Type (SOCK_RAW), Proto (ETH_P_ALL), ... */
+        found = g_regex_match_simple("^\\S+ +\\d+ +3 +0003 ", text,
+                                     G_REGEX_MULTILINE, 0);
+    } while (found != capturing);
 }
 
 int packet_socket(const char *name, int type, uint16_t proto)

@@ -111,11 +111,16 @@ void host_ioctl(unsigned long request, void *arg);
 struct ifreq host_ifreq(const char *name);
 void if_set_up(const char *name, bool up);
 void if_set_mtu(const char *name, int mtu);
+/* Takes the interface down for it, as some kernels ask for */
+void if_rename(const char *name, const char *new_name);
 /* False if that is not permitted, as to the root of a user namespace */
 bool if_set_queue_len(const char *name, int len);
 /* Frames that the reader of a TAP took, or that found the queue full */
 uint64_t if_tx_packets(const char *name);
 uint64_t if_tx_dropped(const char *name);
+
+/* Wait until the kernel offers frames to no socket, or to some */
+void wait_capturing(bool capturing);
 
 /* An AF_PACKET socket, bound unless @name is NULL; QEMU does not inherit it */
 int packet_socket(const char *name, int type, uint16_t proto);

@@ -57,6 +57,7 @@
 #include <linux/sockios.h>
 #include <net/if_arp.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include "af-packet-helpers.h"
@@ -172,6 +173,17 @@ static const OptionError filter_errors[] = {
     "-netdev hubport,id=h1,hubid=0 "                    \
     "-netdev stream,id=d0,server=on,addr.type=unix,addr.path="
 
+static void assert_netdev_fixed(Env *e, const char *id, const char *property)
+{
+    g_autofree char *path = g_strdup_printf("/objects/%s", id);
+    g_autofree char *desc =
+        error_desc(qtest_qmp(e->qts, "{ 'execute': 'qom-set', 'arguments':"
+                             " { 'path': %s, 'property': %s,"
+                             " 'value': 'n1' } }", path, property));
+
+    g_assert_cmpstr(desc, ==, "the netdev of a filter cannot be changed");
+}
+
 static void test_filter_errors_qmp(void)
 {
     Env e;
@@ -190,6 +202,8 @@ static void test_filter_errors_qmp(void)
 
     /* Nothing of those is left: the name and the chardevs are free */
     filter_add(&e, "f0", "netdev=h0,indev=x0,outdev=x1");
+    assert_netdev_fixed(&e, "f0", "in_netdev");
+    assert_netdev_fixed(&e, "f0", "out_netdev");
     filter_del(&e, "f0");
     filter_add(&e, "f0", "netdev=h0,indev=x1,outdev=x0,"
                "enable_when_stopped=off,hold_limit=1000");
@@ -519,6 +533,10 @@ static void test_filter_errors_own_netdev(void)
     filter_add(&e, "f0", "netdev=n0,queue=rx,out_netdev=n0");
     filter_add(&e, "f1", "netdev=n0,indev=c0,out_netdev=n0");
     filter_add(&e, "f2", "netdev=n0,queue=tx,out_netdev=n1");
+    filter_add(&e, "f3", "netdev=n0,in_netdev=n0,outdev=c1");
+    assert_netdev_fixed(&e, "f0", "out_netdev");
+    assert_netdev_fixed(&e, "f3", "in_netdev");
+    assert_netdev_fixed(&e, "f3", "out_netdev");
     env_stop(&e);
 }
 
@@ -530,6 +548,16 @@ static void test_filter_errors_vhost(void)
         "netdev=v0,in_netdev=v0",
         "netdev=v0,indev=c0,out_netdev=v0",
         "netdev=v0,queue=tx,outdev=c0,enable_when_stopped=on",
+    };
+    /* Wrong on any netdev: vhost is not to blame */
+    static const OptionError bad[] = {
+        {
+            "netdev=v0,in_netdev=v0,indev=c0",
+            "'in_netdev' and 'indev' cannot be used together"
+        }, {
+            "netdev=v0,out_netdev=v0,outdev=c0",
+            "'out_netdev' and 'outdev' cannot be used together"
+        },
     };
     g_autofree char *options = NULL;
     g_autofree char *desc = NULL;
@@ -549,6 +577,13 @@ static void test_filter_errors_vhost(void)
         filter_add(&e, "f0", good[i]);
         filter_del(&e, "f0");
     }
+    for (i = 0; i < ARRAY_SIZE(bad); i++) {
+        g_free(desc);
+        desc = error_desc(object_add(&e, "filter-redirector", "f0",
+                                     bad[i].props));
+        g_assert_cmpstr(desc, ==, bad[i].error);
+    }
+    g_free(desc);
 
     desc = error_desc(object_add(&e, "filter-mirror", "f0",
                                  "netdev=v0,outdev=c0"));
@@ -595,6 +630,32 @@ static void test_filter_errors_eperm(void)
         g_assert_nonnull(strstr(desc, "af-packet-mode"));
     }
     env_stop(&e);
+}
+
+/*
+ * The TAP is in another network namespace than QEMU, and all that its fd tells
+ * is a name, which an interface here has, too
+ */
+static void test_filter_errors_namespace(void)
+{
+    int outside = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+    g_autofree char *desc = NULL;
+    Tap here;
+    Env e;
+
+    env_init(&e);
+    tap_open(&e.tap[0], "qtap0");
+    g_assert_cmpint(unshare(CLONE_NEWNET), ==, 0);
+    tap_open(&here, "qtap0");
+    env_start_full(&e, 1, true, "none", "");
+    desc = error_desc(object_add(&e, "filter-redirector", "f0",
+                                 "netdev=n0,in_netdev=n0,outdev=c0"));
+    g_assert_cmpstr(desc, ==, "'in_netdev': interface 'qtap0' of netdev 'n0' "
+                    "is not in QEMU's network namespace");
+    env_stop(&e);
+    tap_close(&here);
+    g_assert_cmpint(setns(outside, CLONE_NEWNET), ==, 0);
+    close(outside);
 }
 
 static bool host_command(const char *line)
@@ -1529,9 +1590,12 @@ static void test_activity_capture(const void *opaque)
     filter_add(&e, "f0", props);
     for (i = 0; i < 6; i++) {
         bool running = i % 2 == 0;
+        bool active = running ? a->running : a->stopped;
 
+        /* Inactive costs the host nothing: no socket is offered its frames */
+        wait_capturing(active);
         host_send(&e.tap[0], seq, FRAME_LEN);
-        if (running ? a->running : a->stopped) {
+        if (active) {
             wire_expect(e.chr[0], seq, FRAME_LEN);
         }
         seq++;
@@ -1710,6 +1774,47 @@ static void test_activity_change(void)
     vm_run(&e, false);
     host_send(&e.tap[0], 4, FRAME_LEN);
     wire_expect(e.chr[0], 4, FRAME_LEN);
+    env_stop(&e);
+}
+
+/*
+ * A VM that waits for a migration: between chain and chardevs all is as ever,
+ * a host interface gets nothing, and its frames are not for this VM.
+ */
+static void test_activity_incoming(const void *opaque)
+{
+    const Activity *a = opaque;
+    g_autofree char *inject =
+        g_strdup_printf("netdev=n0,indev=c0,out_netdev=n0%s", a->props);
+    g_autofree char *capture =
+        g_strdup_printf("netdev=n0,in_netdev=n0,outdev=s0%s", a->props);
+    int fd;
+    Env e;
+    int i;
+
+    env_start(&e, 1, "-incoming defer");
+    tap_reader_add(&e);
+    filter_add(&e, "f0", "netdev=n0,queue=tx,indev=c0,position=head");
+    wire_send(e.chr[0], 1, FRAME_LEN);
+    wire_expect(e.chr[1], 1, FRAME_LEN);
+    filter_del(&e, "f0");
+
+    filter_add(&e, "f0", inject);
+    fd = listener_connect(&e);
+    filter_add(&e, "f1", capture);
+    for (i = 0; i < 100; i++) {
+        wire_send(e.chr[0], i, FRAME_LEN);
+    }
+    wait_consumed(&e, e.chr[0]);
+    host_send(&e.tap[0], 1000, FRAME_LEN);
+    wire_expect(e.chr[1], 1000, FRAME_LEN);
+
+    /* The peer's first frame, and last, is not from f1 */
+    filter_del(&e, "f1");
+    filter_add(&e, "f1", "netdev=n0,queue=tx,outdev=s0,position=head");
+    host_send(&e.tap[0], 1001, FRAME_LEN);
+    wire_expect(fd, 1001, FRAME_LEN);
+    close(fd);
     env_stop(&e);
 }
 
@@ -1970,6 +2075,46 @@ static void test_slow_peer(void)
     env_stop(&e);
 }
 
+static void wait_disconnected(Env *e, const char *id)
+{
+    bool disconnected = false;
+
+    g_test_timer_start();
+    while (!disconnected) {
+        QDict *resp = qtest_qmp(e->qts, "{ 'execute': 'query-chardev' }");
+        QListEntry *entry;
+
+        QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
+            QDict *chr = qobject_to(QDict, qlist_entry_obj(entry));
+
+            if (!strcmp(qdict_get_str(chr, "label"), id)) {
+                disconnected = g_str_has_prefix(qdict_get_str(chr, "filename"),
+                                                "disconnected:");
+            }
+        }
+        qobject_unref(resp);
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+    }
+}
+
+/* A peer for the chardev that listens on port 4242 */
+static int tcp_connect(bool slow)
+{
+    struct sockaddr_in sin = {
+        .sin_family = AF_INET,
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+        .sin_port = htons(4242),
+    };
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int size = 4096;
+
+    if (slow) {
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+    }
+    g_assert_cmpint(connect(fd, (struct sockaddr *)&sin, sizeof(sin)), ==, 0);
+    return fd;
+}
+
 /*
  * A peer that leaves in the middle of a frame: the next one gets it whole.
  * TCP, as a Unix socket takes all of a frame or nothing.
@@ -1977,11 +2122,6 @@ static void test_slow_peer(void)
 static void test_peer_change(void)
 {
     const int n = 4000;
-    struct sockaddr_in sin = {
-        .sin_family = AF_INET,
-        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-        .sin_port = htons(4242),
-    };
     int fd;
     Env e;
     int i, j;
@@ -1991,14 +2131,7 @@ static void test_peer_change(void)
               "server=on,wait=off");
     filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=t0");
     for (i = 0; i < 4; i++) {
-        fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        if (i < 3) {
-            int size = 4096;
-
-            setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
-        }
-        g_assert_cmpint(connect(fd, (struct sockaddr *)&sin, sizeof(sin)),
-                        ==, 0);
+        fd = tcp_connect(i < 3);
         vm_answers(&e);
         if (i == 3) {
             host_send(&e.tap[0], i * n, 1400);
@@ -2011,6 +2144,87 @@ static void test_peer_change(void)
         close(fd);
         vm_answers(&e);
     }
+    env_stop(&e);
+}
+
+/*
+ * What was captured for a peer that left when the capture had ended is not
+ * for the next one, however soon that comes: it gets the next capture.
+ */
+static void test_peer_stale(void)
+{
+    const int n = 6000;
+    int fd;
+    Env e;
+    int i;
+
+    if_set_up("lo", true);
+    env_start(&e, 1, "-S -chardev socket,id=t0,host=127.0.0.1,port=4242,"
+              "server=on,wait=off");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=t0,"
+               "enable_when_running=off,enable_when_stopped=on");
+    fd = tcp_connect(true);
+    host_send(&e.tap[0], 0, 1400);
+    wire_expect(fd, 0, 1400);
+    wait_tap_blocked(&e);
+    for (i = 1; i < n; i++) {
+        host_send(&e.tap[0], i, 1400);
+        tap_expect(&e.tap[0], i, 1400);
+    }
+    vm_answers(&e);
+    vm_run(&e, true);
+    wire_expect(e.guest[0], 0, 1400);
+    close(fd);
+    wait_disconnected(&e, "t0");
+
+    fd = tcp_connect(false);
+    vm_run(&e, false);
+    host_send(&e.tap[0], n, 1400);
+    wire_expect(fd, n, 1400);
+    close(fd);
+    env_stop(&e);
+}
+
+/* UDP.  That nobody listened is told to the next write, which is lost */
+static void test_udp_peer(void)
+{
+    struct sockaddr_in sin = {
+        .sin_family = AF_INET,
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+        .sin_port = htons(4243),
+    };
+    uint8_t buf[4 + FRAME_LEN];
+    uint32_t seq;
+    int got = 0;
+    int fd;
+    Env e;
+
+    if_set_up("lo", true);
+    env_start(&e, 1, "-chardev udp,id=u0,host=127.0.0.1,port=4243");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=u0");
+    for (seq = 0; seq < 10; seq++) {
+        host_send(&e.tap[0], seq, FRAME_LEN);
+        wire_expect(e.guest[0], seq, FRAME_LEN);
+        vm_answers(&e);
+    }
+    assert_idle(&e);
+
+    fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    g_assert_cmpint(bind(fd, (struct sockaddr *)&sin, sizeof(sin)), ==, 0);
+    for (; seq < 20; seq++) {
+        host_send(&e.tap[0], seq, FRAME_LEN);
+        wire_expect(e.guest[0], seq, FRAME_LEN);
+    }
+    do {
+        wait_fd(fd, POLLIN);
+        g_assert_cmpint(recv(fd, buf, sizeof(buf), 0), ==, sizeof(buf));
+        g_assert_cmpint(ldl_be_p(buf), ==, FRAME_LEN);
+        seq = ldl_be_p(buf + 4 + SEQ_OFFSET);
+        assert_frame(buf + 4, FRAME_LEN, seq, FRAME_LEN);
+        got++;
+    } while (seq < 19);
+    g_assert_cmpint(got, >=, 9);
+    close(fd);
     env_stop(&e);
 }
 
@@ -2401,26 +2615,31 @@ static void test_chardev_inject_deaf(void)
     tap_close(&tap);
 }
 
-static void wait_disconnected(Env *e, const char *id)
+/*
+ * The filter's stream has vnet headers, the chardev does not know: it reads
+ * the last bytes of the frame as a length.  This ends the connection, and a
+ * filter on the way to it is no reason to spin.
+ */
+static void test_chardev_mismatch(void)
 {
-    bool disconnected = false;
+    int inject;
+    Tap tap;
+    Env e;
 
-    g_test_timer_start();
-    while (!disconnected) {
-        QDict *resp = qtest_qmp(e->qts, "{ 'execute': 'query-chardev' }");
-        QListEntry *entry;
-
-        QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
-            QDict *chr = qobject_to(QDict, qlist_entry_obj(entry));
-
-            if (!strcmp(qdict_get_str(chr, "label"), id)) {
-                disconnected = g_str_has_prefix(qdict_get_str(chr, "filename"),
-                                                "disconnected:");
-            }
-        }
-        qobject_unref(resp);
-        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
-    }
+    tap_open(&tap, "qtap1");
+    inject = packet_socket(tap.name, SOCK_RAW, 0);
+    env_start(&e, 1, "");
+    assert_success(chardev_add(&e, "inject", inject, "af-packet-mode=inject,"
+                               "af-packet-vnet-hdr=off"));
+    close(inject);
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=inject,"
+               "vnet_hdr_support=on");
+    host_send(&e.tap[0], 1, FRAME_LEN);
+    wait_disconnected(&e, "inject");
+    host_send(&e.tap[0], 2, FRAME_LEN);
+    assert_idle(&e);
+    env_stop(&e);
+    tap_close(&tap);
 }
 
 static QDict *add_client(Env *e, const char *id, int fd)
@@ -2542,6 +2761,39 @@ static void test_if_down(void)
     wire_expect(e.guest[0], 2, FRAME_LEN);
     wire_send(e.chr[1], 3, FRAME_LEN);
     wire_expect(e.guest[0], 3, FRAME_LEN);
+    env_stop(&e);
+}
+
+/*
+ * The interface gets another name, and another one gets its name: while the
+ * filter is active, and while it is not.
+ */
+static void test_if_renamed(void)
+{
+    static const char *const names[] = { "qtap0", "qtap1", "qtap2" };
+    Tap other;
+    Env e;
+    int i;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0");
+    for (i = 0; i < 2; i++) {
+        host_send(&e.tap[0], 10 * i, FRAME_LEN);
+        wire_expect(e.chr[0], 10 * i, FRAME_LEN);
+        wire_expect(e.guest[0], 10 * i, FRAME_LEN);
+        filter_set_status(&e, "f0", i == 0);
+        wait_capturing(i == 0);
+        if_rename(names[i], names[i + 1]);
+        tap_open(&other, names[i]);
+        filter_set_status(&e, "f0", false);
+        wait_capturing(false);
+        filter_set_status(&e, "f0", true);
+        host_send(&other, 10 * i + 1, FRAME_LEN);
+        host_send(&e.tap[0], 10 * i + 2, FRAME_LEN);
+        wire_expect(e.chr[0], 10 * i + 2, FRAME_LEN);
+        wire_expect(e.guest[0], 10 * i + 2, FRAME_LEN);
+        tap_close(&other);
+    }
     env_stop(&e);
 }
 
@@ -2870,6 +3122,7 @@ int main(int argc, char **argv)
     add_host_func("errors/filter/own-netdev", test_filter_errors_own_netdev);
     add_host_func("errors/filter/vhost", test_filter_errors_vhost);
     add_host_func("errors/filter/eperm", test_filter_errors_eperm);
+    add_host_func("errors/filter/namespace", test_filter_errors_namespace);
     add_host_func("errors/filter/macvtap", test_filter_errors_macvtap);
 
     add_host_func("capture/exact", test_capture_exact);
@@ -2906,6 +3159,8 @@ int main(int argc, char **argv)
                          test_activity_capture_stopped, &activities[i]);
         add_host_variant("activity/inject", activities[i].name,
                          test_activity_inject, &activities[i]);
+        add_host_variant("activity/incoming", activities[i].name,
+                         test_activity_incoming, &activities[i]);
     }
     add_host_func("activity/backlog", test_activity_backlog);
     add_host_func("activity/chain", test_activity_chain);
@@ -2924,6 +3179,8 @@ int main(int argc, char **argv)
     add_host_func("inject/full-queue", test_inject_full_queue);
     add_host_func("capture/slow-peer", test_slow_peer);
     add_host_func("capture/peer-change", test_peer_change);
+    add_host_func("capture/peer-stale", test_peer_stale);
+    add_host_func("capture/udp-peer", test_udp_peer);
     add_host_func("capture/no-peer", test_no_peer);
 
     for (i = 0; i < ARRAY_SIZE(routes); i++) {
@@ -2939,9 +3196,11 @@ int main(int argc, char **argv)
     add_host_func("chardev/vnet-hdr", test_chardev_vnet_hdr);
     add_host_func("chardev/full-queue", test_chardev_full_queue);
     add_host_func("chardev/inject-deaf", test_chardev_inject_deaf);
+    add_host_func("chardev/mismatch", test_chardev_mismatch);
     add_host_func("chardev/add-client", test_chardev_add_client);
 
     add_host_func("gone/if-down", test_if_down);
+    add_host_func("gone/if-renamed", test_if_renamed);
     add_host_func("gone/if-deleted", test_if_deleted);
     add_host_func("gone/netdev-del", test_netdev_del);
     add_host_func("gone/object-del-inject", test_object_del_inject);

@@ -632,7 +632,7 @@ static void test_inject_bad_length(void)
         QIO_CHANNEL_PACKET_MAX + 1, 0x7fffffff, 0x80000000, UINT32_MAX,
     };
     int vnet;
-    int i;
+    int i, j;
 
     for (i = 0; i < ARRAY_SIZE(lengths); i++) {
         for (vnet = 0; vnet < 2; vnet++) {
@@ -662,9 +662,13 @@ static void test_inject_bad_length(void)
             ret = qio_channel_write(f.ioc, (char *)stream->data, 82, &err);
             g_assert_cmpint(ret, ==, -1);
             error_free_or_abort(&err);
-            ret = qio_channel_write(f.ioc, "", 1, &err);
-            g_assert_cmpint(ret, ==, -1);
-            error_free_or_abort(&err);
+            for (j = 0; j < ARRAY_SIZE(chunks); j++) {
+                g_autofree char *zeros = g_malloc0(chunks[j]);
+
+                ret = qio_channel_write(f.ioc, zeros, chunks[j], &err);
+                g_assert_cmpint(ret, ==, -1);
+                error_free_or_abort(&err);
+            }
             g_assert_cmpint(kernel_recv(&f, log, INT_MAX), ==, 0);
             fixture_clear(&f);
         }
@@ -964,6 +968,33 @@ static void test_watch_out(const void *opaque)
     fixture_clear(&f);
 }
 
+/* Out of step for good: who waits for anything must learn of it, and close */
+static void test_watch_broken(const void *opaque)
+{
+    static const GIOCondition conditions[] = { G_IO_IN, G_IO_OUT, G_IO_HUP };
+    char length[8] = { 0 };
+    Error *err = NULL;
+    Fixture f;
+    int i;
+
+    stl_be_p(length, 0x80000000);
+    for (i = 0; i < ARRAY_SIZE(conditions); i++) {
+        Watch w = { .ctx = g_main_context_new() };
+        GSource *source;
+
+        fixture_init(&f, QIO_CHANNEL_PACKET_INJECT, i % 2);
+        source = watch_add(&w, f.ioc, conditions[i], opaque != NULL);
+        g_assert_cmpint(qio_channel_write(f.ioc, length, sizeof(length), &err),
+                        ==, -1);
+        error_free_or_abort(&err);
+        watch_run(&w, 1);
+        g_assert_cmpint(w.condition, ==, conditions[i]);
+        g_source_destroy(source);
+        g_main_context_unref(w.ctx);
+        fixture_clear(&f);
+    }
+}
+
 static void *thread_send(void *opaque)
 {
     static const struct virtio_net_hdr no_hdr;
@@ -1191,6 +1222,8 @@ int main(int argc, char **argv)
     add_data_func("watch", "in/create", "", test_watch_in);
     add_data_func("watch", "out/add", NULL, test_watch_out);
     add_data_func("watch", "out/create", "", test_watch_out);
+    add_data_func("watch", "broken/add", NULL, test_watch_broken);
+    add_data_func("watch", "broken/create", "", test_watch_broken);
 
     g_test_add_func("/io/channel/packet/blocking", test_blocking);
     g_test_add_func("/io/channel/packet/wrong-direction",
