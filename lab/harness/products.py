@@ -8,8 +8,7 @@ after the modules it depends on, as its own .modinfo section names them.
 
 Everything is kept in one directory (LAB_DIR, else .qemu/lab) and made again
 when a source file changes.  A machine without compiler or apt, such as a VM
-that boots from an initramfs, can use a copy of stamp, initramfs, stream,
-kernel/release and kernel/vmlinuz from there.
+that boots from an initramfs, can use a copy of the files NEEDED from there.
 """
 import hashlib
 import os
@@ -23,6 +22,8 @@ from . import LabError
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / 'lab' / 'guest'
+# What a machine without compiler or apt needs of what build() makes
+NEEDED = ('stamp', 'initramfs', 'stream', 'kernel/release', 'kernel/vmlinuz')
 METAPACKAGE = 'linux-image-cloud-amd64'
 MODULES = ('virtio_pci', 'virtio_net')
 # Packages seabios, qemu-system-data.  A QEMU in its build directory does not

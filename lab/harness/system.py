@@ -48,6 +48,14 @@ def why_not():
     return None
 
 
+def why_not_vhost():
+    """None where a guest can have vhost-net, else the reason."""
+    if os.path.exists('/dev/vhost-net'):
+        return why_not()
+    return ('/dev/vhost-net is missing (modprobe vhost_net); '
+            'lab/vm has one: lab/vm -- COMMAND')
+
+
 def start_time(pid):
     """When a process started, in clock ticks since boot; None if it is gone."""
     try:
