@@ -2,12 +2,12 @@
  * init - what the lab's guest runs as process 1
  *
  * Loads the modules /modules/0.ko, 1.ko, ... in that order, gives eth0 its
- * address, and becomes /stream.  Its settings are on the kernel command line:
+ * address, starts /bulk and becomes /stream.  Its settings are on the kernel command line:
  *
  *   lab.address=10.77.0.2       eth0's address, in a /24
  *   lab.peer=10.77.0.1          the client and its MAC address, entered as a
  *   lab.peer_mac=52:54:...      fixed neighbour: ARP is no part of the test
- *   lab.port=7000               where /stream listens
+ *   lab.port=7000               where /stream (UDP) and /bulk (TCP) listen
  *
  * When a step fails, it says which and ends.  The kernel then panics, and with
  * panic=-1 and QEMU's -no-reboot that ends QEMU, so that nobody waits in vain.
@@ -120,6 +120,10 @@ int main(void)
     load_modules();
     configure_network();
     printf("lab init: eth0 is %s\n", setting("lab.address"));
+    if (!fork()) {
+        execl("/bulk", "bulk", "sink", setting("lab.port"), NULL);
+        check(-1, "/bulk");
+    }
     execl("/stream", "stream", setting("lab.port"), NULL);
     check(-1, "/stream");
 }

@@ -7,7 +7,7 @@ files at each start (about a second), so that it is never out of date:
 
     /init           guest/vm-init; what it does is said there
     /repo           lab/, our QEMU, the tests that dev/tests names, and in
-                    .qemu/lab the guest's kernel, initramfs and stream
+                    .qemu/lab what a run needs, with a booted guest's state
     /usr            busybox, Python with its library, iproute2, firmware; and
                     the shared libraries of all programs, as ldd names them
 
@@ -16,8 +16,10 @@ that come in over sockets; a raw disk brings a tar file out.  The command has a
 time limit inside, so that its files come out even then; the VM has a longer
 one.  The console is kept in LAB_DIR/vm/console.
 
-The VM's clock is the HPET: under TCG on a busy machine a kernel can misjudge
-the frequency of its TSC, and then all times measured in it would be wrong.
+Under TCG on a busy machine a kernel can misjudge the frequency of its TSC, and
+then all times measured in it would be wrong; but its other clocks are much too
+slow here.  So the VM says its uptime at begin and end, and a command in which
+that does not fit to the clock out here has failed.
 """
 import os
 import re
@@ -31,9 +33,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import LabError, PATIENCE, products
+from . import LabError, PATIENCE, migrate, products
 from .products import ROOT
-from .system import Child, PREFIX, accept, remove_stale, start_time
+from .system import (Child, PREFIX, accept, remove_stale, start_time,
+                     why_not)
 
 ACCEL = 'tcg,thread=multi'
 MEMORY = 2048                   # MiB; two guests, QEMU and the files
@@ -49,6 +52,7 @@ PYTHON = Path('/usr/bin/python3')
 # Large parts of Python's library that nothing here uses
 NO_PYTHON = ('test', 'idlelib', 'lib2to3', 'ensurepip', 'distutils',
              'pydoc_data', 'tkinter', 'turtledemo', 'config-*')
+CLOCK = re.compile(rb'vm-init: uptime ([0-9.]+)\r\n')
 ROMS = '/usr/lib/ipxe/qemu'
 
 
@@ -143,6 +147,7 @@ def image(command, limit, extra, made):
         i.add(f'modules/{n}.ko', stat.S_IFREG | 0o644, data)
 
     i.file(program('busybox', 'busybox-static'), 'usr/bin/busybox')
+    i.add('usr/bin/env', stat.S_IFLNK | 0o777, b'busybox')
     i.file('/bin/sh')
     for name in PROGRAMS:
         path = program(name, 'iproute2')
@@ -169,8 +174,9 @@ def image(command, limit, extra, made):
         else:
             raise LabError(f'{path} is not in {ROOT}')
     i.tree(ROOT / 'lab', 'repo/lab', without=('__pycache__',))
-    for name in products.NEEDED:
-        i.file(made / name, f'repo/.qemu/lab/{name}')
+    for name in (*products.NEEDED, *migrate.BOOTED):
+        if name in products.NEEDED or (made / name).exists():
+            i.file(made / name, f'repo/.qemu/lab/{name}')
     i.libraries()
 
     environment = {k: v for k, v in os.environ.items()
@@ -206,7 +212,9 @@ class Port:
 
 
 def relay(console, stdout, child, log, deadline):
-    """Pass on what the VM says until it ends."""
+    """Pass on what the VM says until it ends.  Returns how fast its clock ran,
+    about 1; 0 if it did not say."""
+    text, clock = b'', []
     poll = select.poll()
     ports = {p.socket.fileno(): p for p in (console, stdout)}
     for fd in ports:
@@ -227,7 +235,15 @@ def relay(console, stdout, child, log, deadline):
                 log.write(data)
                 log.flush()
                 os.write(2, data.replace(b'\r', b''))
+                text = text[-100:] + data
+                if (found := CLOCK.findall(text)) and \
+                        float(found[-1]) not in (at for _, at in clock):
+                    clock.append((time.monotonic(), float(found[-1])))
     child.wait(20)
+    if len(clock) != 2:
+        return 0
+    (begin, a), (end, b) = clock
+    return (b - a) / (end - begin)
 
 
 def bring_out(disk, log):
@@ -260,6 +276,8 @@ def run(command, limit=LIMIT, accel=ACCEL, memory=MEMORY, extra=(),
     made = products.build(say).resolve()
     logs = made / 'vm'
     logs.mkdir(exist_ok=True)
+    if not why_not():           # a guest boots 20 times as fast out here
+        migrate.booted(migrate.Conditions(), logs / 'boot', say)
     remove_stale()
     me = os.getpid()
     limit = int(limit * PATIENCE)
@@ -279,18 +297,22 @@ def run(command, limit=LIMIT, accel=ACCEL, memory=MEMORY, extra=(),
             '-smp', '2', '-m', str(memory),
             '-kernel', str(made / 'kernel' / 'vmlinuz'), '-initrd', initramfs,
             '-append', 'console=ttyS0 quiet panic=-1 reboot=t '
-            'clocksource=hpet ipv6.disable=1',
+            'tsc=reliable ipv6.disable=1',
             '-drive', f'if=none,id=out,format=raw,file={disk}',
             '-device', 'virtio-blk-pci,drive=out',
             *console.arguments, *stdout.arguments], logs / 'qemu.log')
         console.connect(child)
         stdout.connect(child)
         with open(logs / 'console', 'wb') as log:
-            relay(console, stdout, child, log,
-                  time.monotonic() + limit + BOOT * PATIENCE)
+            rate = relay(console, stdout, child, log,
+                         time.monotonic() + limit + BOOT * PATIENCE)
         status = bring_out(disk, logs / 'console')
         if status == 143 or status == 137:
             say(f'the command was ended after {limit} s (--limit)')
+        if rate and not 0.9 < rate < 1.1:
+            raise LabError(f"the VM's clock ran {rate:.2f} times as fast as it "
+                           f'should: no time measured in it is valid, try '
+                           f'again')
         return status
     finally:
         if child:
