@@ -297,7 +297,7 @@ def run(command, limit=LIMIT, accel=ACCEL, memory=MEMORY, extra=(),
             '-smp', '2', '-m', str(memory),
             '-kernel', str(made / 'kernel' / 'vmlinuz'), '-initrd', initramfs,
             '-append', 'console=ttyS0 quiet panic=-1 reboot=t '
-            'tsc=reliable ipv6.disable=1',
+            'mitigations=off tsc=reliable ipv6.disable=1',
             '-drive', f'if=none,id=out,format=raw,file={disk}',
             '-device', 'virtio-blk-pci,drive=out',
             *console.arguments, *stdout.arguments], logs / 'qemu.log')
