@@ -8,6 +8,7 @@
     count.py      records -> lost, duplicated, reordered, outage; no I/O
     migrate.py    one run: set up, migrate, count -> a result (dict)
     vm.py         a VM with vhost-net, in which all of this can run
+    matrix.py     the cells of the migration matrix
     report.py     results -> promises, table and picture
     cli.py        what the commands share
     selftest.py   checks of the lab's own parts

@@ -43,6 +43,18 @@ def conditions(args):
                          for f in dataclasses.fields(Conditions)})
 
 
+def condition_arguments(c):
+    """The options that give the conditions C."""
+    out = []
+    for field in dataclasses.fields(Conditions):
+        value = getattr(c, field.name)
+        if field.type is bool:
+            out.append(f'--{"" if value else "no-"}{field.name}')
+        elif value != field.default:
+            out += [f'--{field.name}', str(value)]
+    return out
+
+
 def say(line):
     print(line, file=sys.stderr, flush=True)
 
