@@ -31,7 +31,7 @@
  *   wait sent|received N
  *                   answer once that many packets were sent, or received
  *   stop            send no more, dirty no more; answer as for status
- *   status          answer with all counters
+ *   status          answer with all counters, and CLOCK_MONOTONIC in ns
  *   fetch N         answer with records from number N on, binary
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -261,10 +261,10 @@ static void answer_status(const char *id, const struct sockaddr_in *to)
            snprintf(text, sizeof(text),
                     "%s sent=%u send_errors=%u received=%u damaged=%u "
                     "foreign=%u checksum_errors=%" PRIu64
-                    " buffer_errors=%" PRIu64,
+                    " buffer_errors=%" PRIu64 " clock=%" PRIu64,
                     id, s.sent, s.send_errors, s.received, s.damaged,
                     s.foreign, checksum - s.checksum_errors_before,
-                    buffer - s.buffer_errors_before));
+                    buffer - s.buffer_errors_before, now_ns()));
 }
 
 static void answer_records(const char *id, const struct sockaddr_in *to,

@@ -150,8 +150,7 @@ def image(command, limit, extra, made):
     i.add('usr/bin/env', stat.S_IFLNK | 0o777, b'busybox')
     i.file('/bin/sh')
     for name in PROGRAMS:
-        path = program(name, 'iproute2')
-        i.file(path, f'usr/bin/{name}')
+        i.file(program(name, 'iproute2'), f'usr/bin/{name}')
     if not PYTHON.exists():
         raise LabError(f'{PYTHON} is not installed (package python3)')
     i.file(PYTHON)
@@ -166,13 +165,15 @@ def image(command, limit, extra, made):
     qemu = Path(products.qemu_binary())
     build = ROOT / '.qemu' / 'build'
     i.file(qemu, 'repo/.qemu/build/qemu-system-x86_64')
-    for path in (build / 'qemu-img', *test_programs(build),
-                 *map(Path.absolute, map(Path, extra))):
+    files = [p for p in (build / 'qemu-img', *test_programs(build),
+                         ROOT / command[0]) if p.is_file()]
+    for path in (*files, *(Path(name).resolve() for name in extra)):
+        if not path.is_file():
+            raise LabError(f'{path}: no such file')
         if path.is_relative_to(ROOT):
-            if path.exists() or path in extra:
-                i.file(path, f'repo/{path.relative_to(ROOT)}')
-        else:
-            raise LabError(f'{path} is not in {ROOT}')
+            i.file(path, f'repo/{path.relative_to(ROOT)}')
+        elif path not in files:
+            raise LabError(f'{path} is not below {ROOT}')
     i.tree(ROOT / 'lab', 'repo/lab', without=('__pycache__',))
     for name in (*products.NEEDED, *migrate.BOOTED):
         if name in products.NEEDED or (made / name).exists():
@@ -188,7 +189,7 @@ def image(command, limit, extra, made):
     text = ''.join(f'export {k}={shlex.quote(v)}\n'
                    for k, v in environment.items())
     i.add('environment', stat.S_IFREG | 0o644,
-          f'{text}SECONDS={limit}\n'.encode())
+          f'{text}LIMIT={limit}\n'.encode())
     i.add('command', stat.S_IFREG | 0o644, shlex.join(command).encode())
     return i.archive()
 
