@@ -378,11 +378,7 @@ static uint64_t run_timers(void)
 int main(int argc, char **argv)
 {
     struct sockaddr_in any = { .sin_family = AF_INET };
-    /*
-     * Linux gives memory back to UDP's account in steps of a quarter of this,
-     * and a small guest's account is only some MB.
-     */
-    int room = 4 << 20;
+    int room = 16 << 20;
 
     if (argc != 2) {
         fprintf(stderr, "usage: stream PORT\n");

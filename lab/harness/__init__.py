@@ -23,3 +23,7 @@ PATIENCE = float(os.environ.get('LAB_PATIENCE', '1'))
 
 class LabError(Exception):
     """Something the user can act on: says what failed, and the way out."""
+
+
+class InvalidRun(LabError):
+    """The lab itself has failed to measure; nothing is known of QEMU."""

@@ -31,7 +31,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import LabError, count, products
+from . import InvalidRun, LabError, count, products
 from .peer import Peer
 from .qmp import QMP
 from .system import (CLIENT_ADDRESS, CLIENT_MAC, GUEST_ADDRESS, GUEST_MAC,
@@ -374,11 +374,16 @@ def evaluate(guest_records, client_records, at_guest, at_client, stop, resume):
     rate = clock.rate(before)
     # rough: the first packets of a guest that is still slow come late
     if not 0.8 < rate < 1.25:
-        raise LabError(f"the guest's clock runs {rate:.2f} times as fast as "
+        raise InvalidRun(f"the guest's clock runs {rate:.2f} times as fast as "
                        f"the host's: this run is invalid")
     zero = stop if stop is not None else guest_records[0].sent_ns
     lost = count.lost_numbers(at_client['sent'], guest_records)
 
+    for end in at_guest, at_client:
+        if end['buffer_errors']:
+            raise InvalidRun(f'{end["buffer_errors"]} packets found the socket '
+                             f"full: the guest could not keep up, this run "
+                             f'is invalid')
     result = {}
     for direction, sender, receiver, records in (
             ('to_guest', at_client, at_guest, guest_records),
