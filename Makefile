@@ -11,7 +11,8 @@
 QEMU_DIR ?= .qemu
 export QEMU_DIR
 
-.PHONY: help deps src build check demo export verify verify-each series clean
+.PHONY: help deps src build check demo export verify verify-each series clean \
+	check-all
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | \
@@ -28,6 +29,9 @@ build: src ## configure and compile into .qemu/build
 
 check: src ## everything that must be green: verify, unit tests, qtests, lab
 	@dev/check
+
+check-all: build ## every cell of the migration matrix, with vhost-net (slow)
+	@lab/matrix --all
 
 demo: build ## the main job on real input; ends with a table and a picture
 	@lab/demo

@@ -31,7 +31,7 @@
  *   wait sent|received N
  *                   answer once that many packets were sent, or received
  *   stop            send no more, dirty no more; answer as for status
- *   status          answer with all counters
+ *   status          answer with all counters, and CLOCK_MONOTONIC in ns
  *   fetch N         answer with records from number N on, binary
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -138,17 +138,20 @@ static uint32_t crc32(const uint8_t *p, size_t n)
 
 /*
  * What the kernel threw away before we could see it: wrong UDP checksums, and
- * a full socket buffer, which is a fault of the lab and not of the network.
+ * a full socket buffer or UDP account, which is a fault of the lab and not of
+ * the network.
  */
 static void kernel_drops(uint64_t *checksum, uint64_t *buffer)
 {
     FILE *f = fopen("/proc/net/snmp", "r");
     char line[512];
+    uint64_t account;
 
     *checksum = *buffer = 0;
     while (f && fgets(line, sizeof(line), f)) {
-        if (sscanf(line, "Udp: %*u %*u %*u %*u %" SCNu64 " %*u %" SCNu64,
-                   buffer, checksum) == 2) {
+        if (sscanf(line, "Udp: %*u %*u %*u %*u %" SCNu64 " %*u %" SCNu64
+                   " %*u %" SCNu64, buffer, checksum, &account) == 3) {
+            *buffer += account;
             break;
         }
     }
@@ -258,10 +261,10 @@ static void answer_status(const char *id, const struct sockaddr_in *to)
            snprintf(text, sizeof(text),
                     "%s sent=%u send_errors=%u received=%u damaged=%u "
                     "foreign=%u checksum_errors=%" PRIu64
-                    " buffer_errors=%" PRIu64,
+                    " buffer_errors=%" PRIu64 " clock=%" PRIu64,
                     id, s.sent, s.send_errors, s.received, s.damaged,
                     s.foreign, checksum - s.checksum_errors_before,
-                    buffer - s.buffer_errors_before));
+                    buffer - s.buffer_errors_before, now_ns()));
 }
 
 static void answer_records(const char *id, const struct sockaddr_in *to,
@@ -375,7 +378,7 @@ static uint64_t run_timers(void)
 int main(int argc, char **argv)
 {
     struct sockaddr_in any = { .sin_family = AF_INET };
-    int room = 32 << 20;
+    int room = 16 << 20;
 
     if (argc != 2) {
         fprintf(stderr, "usage: stream PORT\n");

@@ -7,6 +7,8 @@
     peer.py       control of the two ends of the stream (guest/stream.c)
     count.py      records -> lost, duplicated, reordered, outage; no I/O
     migrate.py    one run: set up, migrate, count -> a result (dict)
+    vm.py         a VM with vhost-net, in which all of this can run
+    matrix.py     the cells of the migration matrix
     report.py     results -> promises, table and picture
     cli.py        what the commands share
     selftest.py   checks of the lab's own parts
@@ -21,3 +23,7 @@ PATIENCE = float(os.environ.get('LAB_PATIENCE', '1'))
 
 class LabError(Exception):
     """Something the user can act on: says what failed, and the way out."""
+
+
+class InvalidRun(LabError):
+    """The lab itself has failed to measure; nothing is known of QEMU."""

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the commands share: the options, and how they end."""
+import argparse
 import dataclasses
 import signal
 import sys
 
 from . import LabError
-from .migrate import Conditions
+from .migrate import COPIES, ENDINGS, Conditions
 
 HELP = {
-    'rate': 'packets per second, in each direction',
+    'rate': 'packets per second to the guest',
+    'answers': 'packets per second from the guest',
     'size': 'bytes of UDP payload',
     'dirty': 'MiB that the guest writes to every 100 ms',
     'bandwidth': 'max-bandwidth of the migration, MB/s',
@@ -17,25 +19,40 @@ HELP = {
     'after': 'seconds of traffic after the migration',
     'txqueuelen': 'queue length of both TAPs, in frames',
     'memory': 'MiB of guest memory',
+    'copy': ' or '.join(COPIES),
+    'ending': 'how the migration ends: ' + ', '.join(ENDINGS),
+    'tcp': 'Mbit/s of a bulk TCP transfer to the guest',
+    'vhost': 'use vhost-net',
     'accel': "QEMU's -accel (also LAB_ACCEL)",
 }
+CHOICES = {'copy': COPIES, 'ending': ENDINGS}
 
 
 def add_condition_options(parser):
     for field in dataclasses.fields(Conditions):
-        if field.type is bool:
-            parser.add_argument(f'--{field.name}', action='store_true',
-                                help='use vhost-net (needs /dev/vhost-net)')
-        else:
-            parser.add_argument(f'--{field.name}', type=field.type,
-                                default=field.default,
-                                metavar=field.type.__name__.upper(),
-                                help=f'{HELP[field.name]} (%(default)s)')
+        how = {'action': argparse.BooleanOptionalAction} \
+            if field.type is bool else \
+            {'type': field.type, 'metavar': field.type.__name__.upper(),
+             'choices': CHOICES.get(field.name)}
+        parser.add_argument(f'--{field.name}', default=field.default,
+                            help=f'{HELP[field.name]} (%(default)s)', **how)
 
 
 def conditions(args):
     return Conditions(**{f.name: getattr(args, f.name)
                          for f in dataclasses.fields(Conditions)})
+
+
+def condition_arguments(c):
+    """The options that give the conditions C."""
+    out = []
+    for field in dataclasses.fields(Conditions):
+        value = getattr(c, field.name)
+        if field.type is bool:
+            out.append(f'--{"" if value else "no-"}{field.name}')
+        elif value != field.default:
+            out += [f'--{field.name}', str(value)]
+    return out
 
 
 def say(line):

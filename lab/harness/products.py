@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a run needs besides QEMU: the guest's kernel and initramfs, and stream.
+"""What a run needs besides QEMU: the guest's kernel and initramfs, and the
+programs stream and bulk.
 
 The kernel is the one that Debian's linux-image-cloud-amd64 depends on, fetched
-by apt and unpacked, never installed.  The initramfs holds two static programs
-of ours, init and stream, and the virtio modules in an order that loads: each
-after the modules it depends on, as its own .modinfo section names them.
+by apt and unpacked, never installed.  The initramfs holds three static programs
+of ours, init, stream and bulk, and the virtio modules in an order that loads:
+each after the modules it depends on, as its own .modinfo section names them.
 
 Everything is kept in one directory (LAB_DIR, else .qemu/lab) and made again
 when a source file changes.  A machine without compiler or apt, such as a VM
-that boots from an initramfs, can use a copy of stamp, initramfs, stream,
-kernel/release and kernel/vmlinuz from there.
+that boots from an initramfs, can use a copy of the files NEEDED from there.
 """
 import hashlib
 import os
@@ -23,6 +23,10 @@ from . import LabError
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / 'lab' / 'guest'
+PROGRAMS = ('init', 'stream', 'bulk')
+# What a machine without compiler or apt needs of what build() makes
+NEEDED = ('stamp', 'initramfs', 'stream', 'bulk', 'kernel/release',
+          'kernel/vmlinuz')
 METAPACKAGE = 'linux-image-cloud-amd64'
 MODULES = ('virtio_pci', 'virtio_net')
 # Packages seabios, qemu-system-data.  A QEMU in its build directory does not
@@ -51,7 +55,7 @@ def firmware_options():
 
 def build(say=lambda line: None):
     """Make what is missing or out of date.  Returns the directory, which
-    then holds kernel/vmlinuz, initramfs and stream."""
+    then holds the files NEEDED."""
     out = directory()
     kernel = out / 'kernel'
     out.mkdir(parents=True, exist_ok=True)
@@ -65,7 +69,7 @@ def build(say=lambda line: None):
     if not (stamp.exists() and stamp.read_text() == digest.hexdigest()):
         say('building the guest')
         stamp.unlink(missing_ok=True)
-        for name in ('init', 'stream'):
+        for name in PROGRAMS:
             compile_static(SOURCES / f'{name}.c', out / name)
         (out / 'initramfs').write_bytes(initramfs(out, kernel / 'modules'))
         stamp.write_text(digest.hexdigest())
@@ -170,7 +174,7 @@ def initramfs(programs, modules):
                ('dev/console', stat.S_IFCHR | 0o600, b'', os.makedev(5, 1)),
                ('modules', stat.S_IFDIR | 0o755, b'', 0)]
     entries += [(name, stat.S_IFREG | 0o755, (programs / name).read_bytes(), 0)
-                for name in ('init', 'stream')]
+                for name in PROGRAMS]
     entries += [(f'modules/{i}.ko', stat.S_IFREG | 0o644, data, 0)
                 for i, data in enumerate(modules_in_order(modules, MODULES))]
     return cpio(entries)

@@ -48,6 +48,14 @@ def why_not():
     return None
 
 
+def why_not_vhost():
+    """None where a guest can have vhost-net, else the reason."""
+    if os.path.exists('/dev/vhost-net'):
+        return why_not()
+    return ('/dev/vhost-net is missing (modprobe vhost_net); '
+            'lab/vm has one: lab/vm -- COMMAND')
+
+
 def start_time(pid):
     """When a process started, in clock ticks since boot; None if it is gone."""
     try:
@@ -119,6 +127,12 @@ class Child:
     def wait(self, seconds):
         self.process.wait(seconds * PATIENCE)
 
+    def terminate(self, seconds):
+        """Ask it to end; returns what it has said."""
+        self.process.terminate()
+        self.wait(seconds)
+        return Path(self.log).read_text()
+
     def close(self):
         if self.process.poll() is None:
             self.process.kill()
@@ -135,7 +149,7 @@ class System:
         me = os.getpid()
         self.prefix = f'{PREFIX}-{me}-{start_time(me)}'
         self.txqueuelen, self.link = txqueuelen, link
-        self.children, self.sockets = [], []
+        self.children, self.disowned, self.sockets = [], [], []
         self.tmp = None
 
     def __enter__(self):
@@ -153,8 +167,9 @@ class System:
         self.close()
 
     def close(self):
-        while self.children:
-            self.children.pop().close()
+        for children in (self.children, self.disowned):
+            while children:
+                children.pop().close()
         while self.sockets:             # else they keep the namespace alive
             self.sockets.pop().close()
         for path in NETNS.glob(self.prefix + '-*'):
@@ -221,6 +236,16 @@ class System:
                       + argv, log, cwd=self.tmp)
         self.children.append(child)
         return child
+
+    def end(self, child):
+        """Kill CHILD now, and expect nothing of it any more."""
+        self.children.remove(child)
+        child.close()
+
+    def disown(self, child):
+        """CHILD may end from now on; it is still removed with the others."""
+        self.children.remove(child)
+        self.disowned.append(child)
 
     def udp_socket(self, namespace):
         """A UDP socket that lives in NAMESPACE, although we do not."""

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A VM with a real vhost-net, for machines that have none (lab/vm).
+
+Its kernel is the one of the lab's guest: Debian's cloud kernel has vhost_net as
+a module.  Its root file system is an initramfs, made from this machine's own
+files at each start (about a second), so that it is never out of date:
+
+    /init           guest/vm-init; what it does is said there
+    /repo           lab/, our QEMU, the tests that dev/tests names, and in
+                    .qemu/lab what a run needs, with a booted guest's state
+    /usr            busybox, Python with its library, iproute2, firmware; and
+                    the shared libraries of all programs, as ldd names them
+
+The VM has no network.  Its console and the command's stdout are serial ports
+that come in over sockets; a raw disk brings a tar file out.  The command has a
+time limit inside, so that its files come out even then; the VM has a longer
+one.  The console is kept in LAB_DIR/vm/console.
+
+Under TCG on a busy machine a kernel can misjudge the frequency of its TSC, and
+then all times measured in it would be wrong; but its other clocks are much too
+slow here.  So the VM says its uptime at begin and end, and a command in which
+that does not fit to the clock out here has failed.
+"""
+import os
+import re
+import select
+import shlex
+import shutil
+import socket
+import stat
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+from . import LabError, PATIENCE, migrate, products
+from .products import ROOT
+from .system import (Child, PREFIX, accept, remove_stale, start_time,
+                     why_not)
+
+ACCEL = 'tcg,thread=multi'
+MEMORY = 2048                   # MiB; two guests, QEMU and the files
+LIMIT = 1800                    # seconds for the command
+BOOT = 180                      # seconds for everything else
+DISK = 256 << 20                # a sparse file, holds what comes out
+SLOWER = 4                      # LAB_PATIENCE inside: TCG in TCG
+
+MODULES = ('virtio_pci', 'virtio_blk', 'tun', 'vhost_net', 'veth', 'bridge',
+           '8021q', 'sch_tbf')
+PROGRAMS = ('ip', 'tc', 'bridge')       # of iproute2
+PYTHON = Path('/usr/bin/python3')
+# Large parts of Python's library that nothing here uses
+NO_PYTHON = ('test', 'idlelib', 'lib2to3', 'ensurepip', 'distutils',
+             'pydoc_data', 'tkinter', 'turtledemo', 'config-*')
+CLOCK = re.compile(rb'vm-init: uptime ([0-9.]+)\r\n')
+ROMS = '/usr/lib/ipxe/qemu'
+
+
+def inside():
+    return 'LAB_IN_VM' in os.environ
+
+
+# -- the image ---------------------------------------------------------------
+
+class Image:
+    """The files of the initramfs, by path."""
+
+    def __init__(self):
+        self.entries = {}
+        self.programs = []
+        for link in ('bin', 'sbin', 'lib', 'lib64'):
+            self.add(link, stat.S_IFLNK | 0o777, f'usr/{link}'.encode())
+
+    def add(self, name, mode, data=b'', device=0):
+        """Add one entry, and the directories above it."""
+        name = name.strip('/')
+        for parent in list(Path(name).parents)[-2::-1]:
+            if str(parent) not in self.entries:
+                self.entries[str(parent)] = (stat.S_IFDIR | 0o755, b'', 0)
+        self.entries[name] = (mode, data, device)
+
+    def file(self, path, name=None):
+        """Add the file PATH, at the same place or as NAME; no links."""
+        path = Path(path)
+        name = name or str(path.parent.resolve() / path.name)
+        executable = os.access(path, os.X_OK)
+        data = path.read_bytes()
+        self.add(name, stat.S_IFREG | (0o755 if executable else 0o644), data)
+        if data.startswith(b'\x7fELF'):
+            self.programs.append(str(path))
+
+    def tree(self, path, name=None, without=()):
+        path = Path(path)
+        name = name or str(path)
+        for child in sorted(path.iterdir()):
+            if any(child.match(pattern) for pattern in without):
+                continue
+            if child.is_dir():
+                self.tree(child, f'{name}/{child.name}', without)
+            elif child.exists():
+                self.file(child, f'{name}/{child.name}')
+
+    def libraries(self):
+        """Add what the programs are linked with."""
+        found = set()
+        for program in self.programs:
+            try:
+                text = products.run('ldd', program)
+            except LabError:
+                continue                # a static program
+            if missing := re.search(r'(\S+) => not found', text):
+                raise LabError(f'{program}: {missing[1]} is not installed')
+            found |= set(re.findall(r'(/\S+) \(0x', text))
+        for path in sorted(found):
+            self.file(path)
+
+    def archive(self):
+        return products.cpio([(name, *entry) for name, entry
+                              in self.entries.items()])
+
+
+def program(name, package):
+    path = shutil.which(name, path='/usr/sbin:/usr/bin:/sbin:/bin')
+    if not path:
+        raise LabError(f'{name} is not installed (package {package})')
+    return path
+
+
+def test_programs(build):
+    """Those that dev/tests names and that have been built."""
+    names = re.findall(r'^(qtest-x86_64/)?([a-z][a-z0-9-]*)',
+                       (ROOT / 'dev' / 'tests').read_text(), re.M)
+    paths = [build / 'tests' / ('qtest' if qtest else 'unit') / name
+             for qtest, name in names]
+    return [p for p in paths if p.exists()]
+
+
+def image(command, limit, extra, made):
+    """The initramfs that runs COMMAND.  @extra: more files of the repository;
+    @made: the directory with the lab's products"""
+    i = Image()
+    i.add('dev/console', stat.S_IFCHR | 0o600, device=os.makedev(5, 1))
+    i.add('tmp', stat.S_IFDIR | 0o1777)
+    i.file(ROOT / 'lab' / 'guest' / 'vm-init', 'init')
+    for n, data in enumerate(products.modules_in_order(
+            made / 'kernel' / 'modules', MODULES)):
+        i.add(f'modules/{n}.ko', stat.S_IFREG | 0o644, data)
+
+    i.file(program('busybox', 'busybox-static'), 'usr/bin/busybox')
+    i.add('usr/bin/env', stat.S_IFLNK | 0o777, b'busybox')
+    i.file('/bin/sh')
+    for name in PROGRAMS:
+        i.file(program(name, 'iproute2'), f'usr/bin/{name}')
+    if not PYTHON.exists():
+        raise LabError(f'{PYTHON} is not installed (package python3)')
+    i.file(PYTHON)
+    library = products.run(str(PYTHON), '-c', 'import sysconfig; '
+                           'print(sysconfig.get_path("stdlib"))').strip()
+    i.tree(library, without=NO_PYTHON)
+    for path in (*products.FIRMWARE, ROMS):
+        if os.path.isdir(path):
+            i.tree(path, without=('*.elf', '*.lid', 'slof.bin', 'keymaps',
+                                  'opensbi*', 'openbios*', 'QEMU,*'))
+
+    qemu = Path(products.qemu_binary())
+    build = ROOT / '.qemu' / 'build'
+    i.file(qemu, 'repo/.qemu/build/qemu-system-x86_64')
+    files = [p for p in (build / 'qemu-img', *test_programs(build),
+                         ROOT / command[0]) if p.is_file()]
+    for path in (*files, *(Path(name).resolve() for name in extra)):
+        if not path.is_file():
+            raise LabError(f'{path}: no such file')
+        if path.is_relative_to(ROOT):
+            i.file(path, f'repo/{path.relative_to(ROOT)}')
+        elif path not in files:
+            raise LabError(f'{path} is not below {ROOT}')
+    i.tree(ROOT / 'lab', 'repo/lab', without=('__pycache__',))
+    for name in (*products.NEEDED, *migrate.BOOTED):
+        if name in products.NEEDED or (made / name).exists():
+            i.file(made / name, f'repo/.qemu/lab/{name}')
+    i.libraries()
+
+    environment = {k: v for k, v in os.environ.items()
+                   if k in ('LAB_QEMU_ARGS', 'LAB_ACCEL')}
+    environment.update(
+        LAB_IN_VM='1', LAB_PATIENCE=str(SLOWER * PATIENCE),
+        QTEST_QEMU_BINARY='/repo/.qemu/build/qemu-system-x86_64',
+        QTEST_QEMU_IMG='/repo/.qemu/build/qemu-img')
+    text = ''.join(f'export {k}={shlex.quote(v)}\n'
+                   for k, v in environment.items())
+    i.add('environment', stat.S_IFREG | 0o644,
+          f'{text}LIMIT={limit}\n'.encode())
+    i.add('command', stat.S_IFREG | 0o644, shlex.join(command).encode())
+    return i.archive()
+
+
+# -- a run -------------------------------------------------------------------
+
+class Port:
+    """A serial port of the VM, which arrives at a socket of ours."""
+
+    def __init__(self, name, directory):
+        path = os.path.join(directory, name)
+        self.arguments = ['-chardev', f'socket,id={name},path={path}',
+                          '-serial', f'chardev:{name}']
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen(1)
+
+    def connect(self, child):
+        self.socket = accept(self.listener, child, 20)
+        self.listener.close()
+
+
+def relay(console, stdout, child, log, deadline):
+    """Pass on what the VM says until it ends.  Returns how fast its clock ran,
+    about 1; 0 if it did not say."""
+    text, clock = b'', []
+    poll = select.poll()
+    ports = {p.socket.fileno(): p for p in (console, stdout)}
+    for fd in ports:
+        poll.register(fd, select.POLLIN)
+    while ports:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise LabError(f'the VM did not end in time; its console is in '
+                           f'{log.name}')
+        for fd, _ in poll.poll(left * 1000):
+            data = os.read(fd, 65536)
+            if not data:
+                poll.unregister(fd)
+                del ports[fd]
+            elif ports[fd] is stdout:
+                os.write(1, data)
+            else:
+                log.write(data)
+                log.flush()
+                os.write(2, data.replace(b'\r', b''))
+                text = text[-100:] + data
+                if (found := CLOCK.findall(text)) and \
+                        float(found[-1]) not in (at for _, at in clock):
+                    clock.append((time.monotonic(), float(found[-1])))
+    child.wait(20)
+    if len(clock) != 2:
+        return 0
+    (begin, a), (end, b) = clock
+    return (b - a) / (end - begin)
+
+
+def bring_out(disk, log):
+    """Unpack what came out.  Returns the command's exit status."""
+    status = None
+    try:
+        with tarfile.open(disk) as tar:
+            for member in tar:
+                name = os.path.normpath(member.name)
+                if not member.isfile() or name.startswith(('/', '..')):
+                    continue
+                data = tar.extractfile(member).read()
+                if name == 'status':
+                    status = int(data)
+                    continue
+                path = ROOT / '.qemu' / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+    except tarfile.TarError:
+        pass
+    if status is None:
+        raise LabError(f'the VM ended before COMMAND did; its console is in '
+                       f'{log}')
+    return status
+
+
+def run(command, limit=LIMIT, accel=ACCEL, memory=MEMORY, extra=(),
+        say=lambda line: None):
+    """Run COMMAND (a list) in a new VM, at most LIMIT seconds of it."""
+    made = products.build(say).resolve()
+    logs = made / 'vm'
+    logs.mkdir(exist_ok=True)
+    if not why_not():           # a guest boots 20 times as fast out here
+        migrate.booted(migrate.Conditions(), logs / 'boot', say)
+    remove_stale()
+    me = os.getpid()
+    limit = int(limit * PATIENCE)
+    directory = tempfile.mkdtemp(prefix=f'{PREFIX}-{me}-{start_time(me)}-')
+    child = None
+    try:
+        initramfs, disk = (os.path.join(directory, name)
+                           for name in ('initramfs', 'disk'))
+        Path(initramfs).write_bytes(image(command, limit, extra, made))
+        with open(disk, 'wb') as f:
+            f.truncate(DISK)
+        console, stdout = Port('console', directory), Port('stdout', directory)
+        child = Child('the VM', [
+            products.qemu_binary(), *products.firmware_options(),
+            '-nodefaults', '-no-user-config', '-display', 'none',
+            '-no-reboot', '-M', 'q35', '-cpu', 'max', '-accel', accel,
+            '-smp', '2', '-m', str(memory),
+            '-kernel', str(made / 'kernel' / 'vmlinuz'), '-initrd', initramfs,
+            '-append', 'console=ttyS0 quiet panic=-1 reboot=t '
+            'mitigations=off tsc=reliable ipv6.disable=1',
+            '-drive', f'if=none,id=out,format=raw,file={disk}',
+            '-device', 'virtio-blk-pci,drive=out',
+            *console.arguments, *stdout.arguments], logs / 'qemu.log')
+        console.connect(child)
+        stdout.connect(child)
+        with open(logs / 'console', 'wb') as log:
+            rate = relay(console, stdout, child, log,
+                         time.monotonic() + limit + BOOT * PATIENCE)
+        status = bring_out(disk, logs / 'console')
+        if status == 143 or status == 137:
+            say(f'the command was ended after {limit} s (--limit)')
+        if rate and not 0.9 < rate < 1.1:
+            raise LabError(f"the VM's clock ran {rate:.2f} times as fast as it "
+                           f'should: no time measured in it is valid, try '
+                           f'again')
+        return status
+    finally:
+        if child:
+            child.close()
+        shutil.rmtree(directory, ignore_errors=True)
