@@ -408,4 +408,6 @@ def evaluate(guest_records, client_records, at_guest, at_client, stop, resume):
         'lost': [(relative(count.send_time(n, guest_records)), n)
                  for n in lost],
         'clock_step_ms': ms(clock.after - clock.before)}
+    result['to_guest']['lost_after_stop'] = sum(
+        at >= 0 for at, _ in result['timeline']['lost'])
     return result
