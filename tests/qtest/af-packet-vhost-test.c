@@ -218,6 +218,9 @@ static void guest_stop(Guest *g)
 {
     const QVirtioBus *bus = g->dev->vdev.bus;
 
+    /* QEMU has not tried to use a ring behind vhost's back */
+    g_assert_cmphex(bus->get_status(&g->dev->vdev) &
+                    VIRTIO_CONFIG_S_NEEDS_RESET, ==, 0);
     qvirtqueue_cleanup(bus, g->tx, &g->alloc);
     qvirtqueue_cleanup(bus, g->rx, &g->alloc);
     qvirtio_pci_device_disable(g->dev);
@@ -417,7 +420,11 @@ static void test_capture_chain(const void *data)
     /* First: QEMU does nothing else while a peer of the chain is slow */
     chain_expect(g.e.chr[0], 0, MANY);
     ring_expect(&g, 0, MANY);
-    send_and_drain(&g, MANY, MANY + 2);
+
+    /* The NIC would take them for its ring, which is vhost's */
+    filter_del(&g.e, "f1");
+    send_and_drain(&g, MANY, 2 * MANY);
+    vm_answers(&g.e);
     guest_stop(&g);
 }
 
@@ -704,7 +711,7 @@ static void *flow_run(void *opaque)
 }
 
 /* The next captured frame is one of the host's, no older than @next */
-static uint32_t capture_next(int fd, uint32_t next, int sent)
+static uint32_t capture_next(int fd, uint32_t next)
 {
     size_t len;
     g_autofree uint8_t *frame = wire_recv(fd, &len);
@@ -713,7 +720,6 @@ static uint32_t capture_next(int fd, uint32_t next, int sent)
     g_assert_cmpint(len, >=, SEQ_OFFSET + sizeof(seq));
     seq = ldl_be_p(frame + SEQ_OFFSET);
     g_assert_cmpint(seq, >=, next);
-    g_assert_cmpint(seq, <, sent);
     assert_frame(frame, len, seq, seq_len(seq));
     return seq + 1;
 }
@@ -739,7 +745,7 @@ static void test_status(const void *data)
             ring_expect(&g, f.received, f.received + 1);
             g_atomic_int_inc(&f.received);
             if (poll(&pfd, 1, 0) == 1) {
-                next = capture_next(g.e.chr[0], next, INT_MAX);
+                next = capture_next(g.e.chr[0], next);
                 captured++;
             }
         }
@@ -749,20 +755,23 @@ static void test_status(const void *data)
     ring_expect(&g, f.received, f.sent);
 
     /* It is on since the last turn, and has all that came later */
-    send_range(&g, f.sent, f.sent + 10);
-    ring_expect(&g, f.sent, f.sent + 10);
-    while (next < f.sent + 10) {
-        next = capture_next(g.e.chr[0], next, f.sent + 10);
+    send_range(&g, f.sent, f.sent + MANY);
+    ring_expect(&g, f.sent, f.sent + MANY);
+    while (next < f.sent) {
+        next = capture_next(g.e.chr[0], next);
         captured++;
     }
-    g_test_message("%d of %d frames captured", captured, f.sent + 10);
+    g_test_message("%d of %d frames captured", captured, f.sent);
+    g_assert_cmpint(next, <=, f.sent + 1);
+    capture_expect(g.e.chr[0], next, f.sent + MANY);
 
     /* And nothing while it is off */
+    next = f.sent + MANY;
     filter_set_status(&g.e, "f0", false);
-    send_and_drain(&g, f.sent + 10, f.sent + 20);
+    send_and_drain(&g, next, next + 10);
     filter_set_status(&g.e, "f0", true);
-    send_and_drain(&g, f.sent + 20, f.sent + 30);
-    capture_expect(g.e.chr[0], f.sent + 20, f.sent + 30);
+    send_and_drain(&g, next + 10, next + 20);
+    capture_expect(g.e.chr[0], next + 10, next + 20);
     guest_stop(&g);
 }
 
@@ -842,7 +851,11 @@ static void wait_migration(Env *e, const char *status)
     }
 }
 
-/* The driver and the rings of @a are now in @b */
+/*
+ * The driver and the rings of @a are now in @b.  The driver must not have
+ * received since the migration began: QEMU does not see what is written to
+ * shared memory, and would not send it again.
+ */
 static void guest_move(Guest *a, Guest *b)
 {
     b->bus = a->bus;
