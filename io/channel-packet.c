@@ -854,31 +854,43 @@ static ssize_t qio_channel_packet_readv(QIOChannel *ioc,
     return done;
 }
 
+bool qio_channel_packet_parse_payload(uint8_t *payload, size_t len,
+                                      size_t vnet_hdr_len,
+                                      QIOChannelPacketFrame *frame)
+{
+    memset(&frame->vnet_hdr, 0, sizeof(frame->vnet_hdr));
+    if (vnet_hdr_len >= len ||
+        (vnet_hdr_len && vnet_hdr_len < sizeof(frame->vnet_hdr))) {
+        return false;
+    }
+    if (vnet_hdr_len) {
+        /* What follows the first fields is of no use to the kernel */
+        memcpy(&frame->vnet_hdr, payload, sizeof(frame->vnet_hdr));
+    }
+    frame->data = payload + vnet_hdr_len;
+    frame->len = len - vnet_hdr_len;
+    return true;
+}
+
 /* Send the frame of the complete message in buf, or drop it as unusable */
 static int packet_send_message(QIOChannelPacket *pioc, Error **errp)
 {
-    QIOChannelPacketFrame frame = { 0 };
+    QIOChannelPacketFrame frame;
+    uint8_t *payload = pioc->buf + sizeof(uint32_t);
     size_t vnet_hdr_len = 0;
 
-    frame.data = pioc->buf + sizeof(uint32_t);
     if (pioc->vnet_hdr) {
-        vnet_hdr_len = ldl_be_p(frame.data);
-        frame.data += sizeof(uint32_t);
+        vnet_hdr_len = (uint32_t)ldl_be_p(payload);
+        payload += sizeof(uint32_t);
     }
-    frame.len = pioc->buf + pioc->len - frame.data;
 
-    if (vnet_hdr_len >= frame.len ||
-        (vnet_hdr_len && vnet_hdr_len < sizeof(frame.vnet_hdr))) {
+    if (!qio_channel_packet_parse_payload(payload,
+                                          pioc->buf + pioc->len - payload,
+                                          vnet_hdr_len, &frame)) {
         packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1,
                           "the message has no room for the vnet header "
                           "and a frame");
         return 0;
-    }
-    if (vnet_hdr_len) {
-        /* What follows the first fields is of no use to the kernel */
-        memcpy(&frame.vnet_hdr, frame.data, sizeof(frame.vnet_hdr));
-        frame.data += vnet_hdr_len;
-        frame.len -= vnet_hdr_len;
     }
     return qio_channel_packet_send_frame(pioc, &frame, errp);
 }

@@ -93,6 +93,11 @@ static void filter_packet_count_drop(FilterPacket *p, uint64_t *counter,
     }
 }
 
+static void filter_packet_retry_in(FilterPacket *p, int64_t delay_us)
+{
+    timer_mod(p->retry, qemu_clock_get_us(QEMU_CLOCK_REALTIME) + delay_us);
+}
+
 static void filter_packet_set_gone(FilterPacket *p, Error *err)
 {
     error_prepend(&err, "filter-redirector '%s': ", filter_packet_id(p));
@@ -103,22 +108,21 @@ static void filter_packet_set_gone(FilterPacket *p, Error *err)
 
 /* Capture */
 
-/* Write the message on; true if none is left */
-static bool filter_packet_write_message(FilterPacket *p)
+/* Write the message on, as far as the peer takes it */
+static void filter_packet_write_message(FilterPacket *p)
 {
     while (p->connected && p->msg_pos < p->msg_len) {
         int n = qemu_chr_fe_write(p->chr_out, p->msg + p->msg_pos,
                                   p->msg_len - p->msg_pos);
 
         if (n <= 0) {
-            return false;
+            return;
         }
         p->msg_pos += n;
     }
     if (p->msg_pos == p->msg_len) {
         p->msg_pos = p->msg_len = 0;
     }
-    return !p->msg_len;
 }
 
 static void filter_packet_capture_update(FilterPacket *p);
@@ -274,7 +278,7 @@ static void filter_packet_capture_update(FilterPacket *p)
     /* The end of the socket's frames is not an event: go on until it is met */
     if (!p->gone && !p->active && !p->msg_len &&
         p->state != FILTER_PACKET_DETACHED) {
-        timer_mod(p->retry, qemu_clock_get_us(QEMU_CLOCK_REALTIME));
+        filter_packet_retry_in(p, 0);
     } else {
         timer_del(p->retry);
     }
@@ -409,7 +413,7 @@ static void filter_packet_release(void *opaque)
     }
 
     if (held) {
-        timer_mod(p->retry, qemu_clock_get_us(QEMU_CLOCK_REALTIME) + delay_us);
+        filter_packet_retry_in(p, delay_us);
     }
     if (p->has_indev) {
         qemu_chr_fe_accept_input(p->chr_in);
@@ -424,8 +428,7 @@ static void filter_packet_inject(FilterPacket *p,
         if (filter_packet_send(p, frame)) {
             return;
         }
-        timer_mod(p->retry, qemu_clock_get_us(QEMU_CLOCK_REALTIME) +
-                  QIO_CHANNEL_PACKET_RETRY_US);
+        filter_packet_retry_in(p, QIO_CHANNEL_PACKET_RETRY_US);
     }
     filter_packet_hold(p, frame);
 }
@@ -476,19 +479,13 @@ int filter_packet_can_read(FilterPacket *p)
 
 void filter_packet_receive_message(FilterPacket *p, const SocketReadState *rs)
 {
-    QIOChannelPacketFrame frame = {
-        .data = (uint8_t *)rs->buf + rs->vnet_hdr_len,
-        .len = rs->packet_len - rs->vnet_hdr_len,
-    };
+    QIOChannelPacketFrame frame;
 
-    if (rs->vnet_hdr_len >= rs->packet_len ||
-        (rs->vnet_hdr_len && rs->vnet_hdr_len < sizeof(frame.vnet_hdr))) {
+    if (!qio_channel_packet_parse_payload((uint8_t *)rs->buf, rs->packet_len,
+                                          rs->vnet_hdr_len, &frame)) {
         filter_packet_count_drop(p, &p->dropped_unusable, "the message has "
                                  "no room for the vnet header and a frame");
         return;
-    }
-    if (rs->vnet_hdr_len) {
-        memcpy(&frame.vnet_hdr, rs->buf, sizeof(frame.vnet_hdr));
     }
     filter_packet_inject(p, &frame);
 }

@@ -234,6 +234,22 @@ int qio_channel_packet_send_frame(QIOChannelPacket *ioc,
                                   Error **errp);
 
 /**
+ * qio_channel_packet_parse_payload:
+ * @payload: what follows the lengths in a message of the stream
+ * @len: bytes at @payload, the message's length
+ * @vnet_hdr_len: the message's vnet header length, or 0 if it has none
+ * @frame: is filled in; its data stays in @payload
+ *
+ * Find vnet header and frame in the payload of a message.
+ *
+ * Returns: false if there is no room for a frame, or the vnet header is
+ * shorter than its first fields
+ */
+bool qio_channel_packet_parse_payload(uint8_t *payload, size_t len,
+                                      size_t vnet_hdr_len,
+                                      QIOChannelPacketFrame *frame);
+
+/**
  * qio_channel_packet_get_fd:
  * @ioc: the channel
  *
