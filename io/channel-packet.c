@@ -24,6 +24,11 @@
  *     size of a GSO frame: in the vnet header (PACKET_VNET_HDR);
  *   - an outer VLAN tag: in the auxiliary data (PACKET_AUXDATA).
  *
+ * Frames are read from a ring (io/packet-ring.c), which is set up before the
+ * socket is hooked to the traffic.  What the ring does not have is asked of
+ * the socket: errors, and frames where there is no ring, as in a socket that
+ * was adopted while it captured, or where the kernel refused one.
+ *
  * A capture must begin at once, and must cost nothing before and after.  A
  * new socket is bound to its interface with protocol 0, which hooks it to
  * nothing; to bind it to ETH_P_ALL then takes microseconds.  There is no way
@@ -43,12 +48,13 @@
  * interface make no loop.  ENOBUFS is not an error here: the frame is kept
  * by the caller, who tries again after a millisecond.
  *
- * The byte stream is a thin layer over the frames.  Reading builds the
- * message around the frame, in the head room in front of it.  Writing
- * collects a message and sends its frame with the last byte.  If there is no
- * room for the frame then that byte is not accepted: so the writer knows of
- * the back-pressure, keeps the byte, and completes the frame by writing it
- * again.  Nothing needs to be flushed behind the writer's back.
+ * The byte stream is a thin layer over the frames.  Reading puts a head in
+ * front of each frame.  Writing sends the whole messages that it is given, in
+ * batches, straight from the writer's memory; if there is no room for a frame,
+ * its message is not accepted.  Only a message that comes in pieces is
+ * collected here; then it is the last byte that is not accepted.  So the writer
+ * knows of the back-pressure, and sends the frame by writing the rest again.
+ * Nothing needs to be flushed behind the writer's back.
  *
  * Interface states, as seen in errors of the socket (Linux 6.18):
  *   down     ENETDOWN once when receiving, at each frame when sending; the
@@ -72,6 +78,7 @@
 
 #include "io/channel-packet.h"
 #include "io/channel-util.h"
+#include "io/packet-ring.h"
 #include "qapi/error.h"
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
@@ -100,9 +107,9 @@
 /* be32 message length, be32 vnet header length */
 #define MSG_HDR_MAX 8
 
-/* In front of a received frame: a message header, vnet header, VLAN tag */
-#define PACKET_HEADROOM \
-    (MSG_HDR_MAX + sizeof(struct virtio_net_hdr) + VLAN_TAG_LEN)
+/* Frames in one system call; system calls in one write to the stream */
+#define PACKET_BATCH 64
+#define PACKET_MAX_BATCHES 8
 
 /*
  * The longest frame from the kernel, so that with its tag and any vnet header
@@ -123,19 +130,25 @@ struct QIOChannelPacket {
     int ifindex;
     char *ifname;
     bool hooked;                /* the kernel offers it frames */
+    size_t ring_size;           /* bytes to ask for; 0: no ring */
+    QIOPacketRing ring;
     bool down;                  /* the interface is, or was a moment ago */
     bool gone;                  /* the interface is, for ever */
     int64_t down_check_at;      /* look again whether it is gone, in us */
     bool broken;                /* what is written is out of step for good */
     int64_t retry_at;           /* no room until then, in us; 0: there is */
 
-    /*
-     * The bytes [pos, len) of buf are the rest of a message: to be read, or
-     * written so far (pos is 0 then).
-     */
+    /* A frame from the socket, or the message written so far */
     uint8_t *buf;
-    size_t pos;
-    size_t len;
+    size_t len;                 /* of the latter */
+
+    /* To be read from the stream: rest of a message's head, and its frame */
+    uint8_t head[MSG_HDR_MAX + sizeof(struct virtio_net_hdr)];
+    struct iovec rest[2];
+
+    /* For sendmmsg() */
+    struct mmsghdr msgs[PACKET_BATCH];
+    struct iovec iovs[2 * PACKET_BATCH];
 
     /* Frames that the kernel has queued, and those taken from there */
     uint64_t queued;
@@ -203,6 +216,7 @@ static void packet_update_kernel_drops(QIOChannelPacket *pioc)
         !getsockopt(pioc->fd, SOL_PACKET, PACKET_STATISTICS, &st, &len)) {
         pioc->queued += st.tp_packets - st.tp_drops;
         packet_count_drop(pioc, &pioc->stats.dropped_kernel, st.tp_drops,
+                          pioc->ring.map ? "the receive ring was full" :
                           "the receive buffer was full");
     }
 }
@@ -217,7 +231,8 @@ static QIOChannelPacket *packet_new(int fd, QIOChannelPacketMode mode)
 
     pioc->fd = fd;
     pioc->mode = mode;
-    pioc->buf = g_malloc(PACKET_HEADROOM + QIO_CHANNEL_PACKET_MAX);
+    pioc->buf = g_malloc(MSG_HDR_MAX + QIO_CHANNEL_PACKET_MAX);
+    pioc->ring_size = QIO_CHANNEL_PACKET_RING_SIZE;
     return pioc;
 }
 
@@ -268,7 +283,7 @@ static bool packet_find_name(QIOChannelPacket *pioc, Error **errp)
     return true;
 }
 
-/* Fill in ifindex and ifname from what the socket is bound to */
+/* Fill in ifindex, ifname and hooked from what the socket is bound to */
 static bool packet_bound_interface(QIOChannelPacket *pioc, Error **errp)
 {
     struct sockaddr_ll sll = { 0 };
@@ -283,6 +298,7 @@ static bool packet_bound_interface(QIOChannelPacket *pioc, Error **errp)
         return false;
     }
     pioc->ifindex = sll.sll_ifindex;
+    pioc->hooked = sll.sll_protocol;
     return packet_find_name(pioc, errp);
 }
 
@@ -458,6 +474,7 @@ qio_channel_packet_new_socket(int fd, QIOChannelPacketMode mode)
     QIOChannelPacket *pioc = packet_new(fd, mode);
 
     pioc->ifname = g_strdup("test");
+    pioc->ring_size = 0;
     return pioc;
 }
 
@@ -466,11 +483,40 @@ void qio_channel_packet_set_vnet_hdr(QIOChannelPacket *pioc, bool enabled)
     pioc->vnet_hdr = enabled;
 }
 
+void qio_channel_packet_set_ring_size(QIOChannelPacket *pioc, size_t size)
+{
+    assert(!size ||
+           (size >= QIO_PACKET_RING_MIN && size <= QIO_PACKET_RING_MAX));
+    pioc->ring_size = size;
+}
+
+void qio_channel_packet_prepare(QIOChannelPacket *pioc)
+{
+    int ret;
+
+    assert(pioc->mode == QIO_CHANNEL_PACKET_CAPTURE);
+    /* To give a hooked socket a ring would drop what it has queued */
+    if (!pioc->ring_size || pioc->ring.map || pioc->hooked || pioc->gone) {
+        return;
+    }
+    ret = qio_packet_ring_init(&pioc->ring, pioc->fd, pioc->ring_size);
+    trace_qio_channel_packet_ring(pioc, pioc->ring_size, ret);
+    if (ret < 0) {
+        warn_report_once("host interface '%s': no receive ring of %zu bytes "
+                         "(%s); capturing frame by frame, at a higher cost",
+                         pioc->ifname, pioc->ring_size, strerror(-ret));
+    }
+}
+
 bool qio_channel_packet_set_active(QIOChannelPacket *pioc, bool active,
                                    Error **errp)
 {
     assert(pioc->mode == QIO_CHANNEL_PACKET_CAPTURE);
     trace_qio_channel_packet_set_active(pioc, active);
+
+    if (active) {
+        qio_channel_packet_prepare(pioc);
+    }
 
     if (!packet_set_filter(pioc, active, errp) ||
         (active && !packet_bind(pioc, ETH_P_ALL, errp))) {
@@ -480,18 +526,27 @@ bool qio_channel_packet_set_active(QIOChannelPacket *pioc, bool active,
     return true;
 }
 
+typedef struct PacketClose {
+    int fd;
+    QIOPacketRing ring;
+} PacketClose;
+
 static void *packet_close_thread(void *opaque)
 {
-    close(GPOINTER_TO_INT(opaque));
+    g_autofree PacketClose *old = opaque;
+
+    qio_packet_ring_cleanup(&old->ring);
+    close(old->fd);
     return NULL;
 }
 
 bool qio_channel_packet_detach(QIOChannelPacket *pioc)
 {
     g_autoptr(QIOChannelPacket) fresh = NULL;
+    PacketClose *old;
     QemuThread thread;
 
-    if (!pioc->hooked || pioc->gone) {
+    if (!(pioc->hooked || pioc->ring.map) || pioc->gone) {
         return true;
     }
     fresh = packet_open(pioc->ifindex, pioc->ifname, pioc->mode, NULL);
@@ -504,10 +559,15 @@ bool qio_channel_packet_detach(QIOChannelPacket *pioc)
                       pioc->queued - pioc->taken,
                       "not read when the capture ended");
     pioc->queued = pioc->taken = 0;
-    qemu_thread_create(&thread, "packet-close", packet_close_thread,
-                       GINT_TO_POINTER(pioc->fd), QEMU_THREAD_DETACHED);
+
+    old = g_new(PacketClose, 1);
+    old->fd = pioc->fd;
+    old->ring = pioc->ring;
+    qemu_thread_create(&thread, "packet-close", packet_close_thread, old,
+                       QEMU_THREAD_DETACHED);
     pioc->fd = fresh->fd;
     pioc->hooked = false;
+    memset(&pioc->ring, 0, sizeof(pioc->ring));
     fresh->fd = -1;
     g_free(pioc->ifname);
     pioc->ifname = g_steal_pointer(&fresh->ifname);
@@ -531,21 +591,35 @@ void qio_channel_packet_get_stats(QIOChannelPacket *pioc,
     *stats = pioc->stats;
 }
 
+bool qio_channel_packet_is_empty(QIOChannelPacket *pioc)
+{
+    packet_update_kernel_drops(pioc);
+    return pioc->queued <= pioc->taken;
+}
+
 
 /* Frames */
 
-/* Put the tag back that the kernel moved into the auxiliary data */
+/*
+ * Put the tag back, if the kernel moved one beside the frame; there is room
+ * for it in front
+ */
 static void packet_insert_vlan_tag(QIOChannelPacketFrame *frame,
-                                   const struct tpacket_auxdata *aux)
+                                   uint32_t status, uint16_t tci,
+                                   uint16_t tpid)
 {
-    uint16_t tpid = aux->tp_status & TP_STATUS_VLAN_TPID_VALID ?
-                    aux->tp_vlan_tpid : ETH_P_8021Q;
+    if (!(status & TP_STATUS_VLAN_VALID)) {
+        return;
+    }
+    if (!(status & TP_STATUS_VLAN_TPID_VALID)) {
+        tpid = ETH_P_8021Q;
+    }
 
     frame->data -= VLAN_TAG_LEN;
     frame->len += VLAN_TAG_LEN;
     memmove(frame->data, frame->data + VLAN_TAG_LEN, 2 * ETH_ALEN);
     stw_be_p(frame->data + 2 * ETH_ALEN, tpid);
-    stw_be_p(frame->data + 2 * ETH_ALEN + 2, aux->tp_vlan_tci);
+    stw_be_p(frame->data + 2 * ETH_ALEN + 2, tci);
 
     /* The kernel gave the offsets for the frame without the tag */
     if (frame->vnet_hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) {
@@ -586,21 +660,73 @@ static int packet_recv_error(QIOChannelPacket *pioc, Error **errp)
     }
 }
 
-int qio_channel_packet_recv_frame(QIOChannelPacket *pioc,
-                                  QIOChannelPacketFrame *frame,
-                                  Error **errp)
+/* A frame that was received: is it one of ours, and whole? */
+static bool packet_check_frame(QIOChannelPacket *pioc, int pkttype,
+                               size_t len, size_t captured)
+{
+    pioc->taken++;
+    pioc->down = false;
+    if (pkttype != PACKET_OUTGOING) {
+        return false;
+    }
+    if (captured < len || len > PACKET_FRAME_MAX) {
+        packet_count_drop(pioc, &pioc->stats.dropped_truncated, 1,
+                          "longer than the buffer");
+        return false;
+    }
+    if (!len) {
+        packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1, "empty");
+        return false;
+    }
+    pioc->stats.frames++;
+    pioc->stats.bytes += len;
+    return true;
+}
+
+/* The same returns as qio_channel_packet_recv_frame(), without errors */
+static int packet_recv_from_ring(QIOChannelPacket *pioc,
+                                 QIOChannelPacketFrame *frame)
+{
+    struct tpacket3_hdr *hdr = qio_packet_ring_next(&pioc->ring);
+    struct sockaddr_ll *sll;
+
+    if (pioc->ring.losing) {
+        pioc->ring.losing = false;
+        packet_update_kernel_drops(pioc);
+    }
+    if (!hdr) {
+        return QIO_CHANNEL_ERR_BLOCK;
+    }
+    sll = (void *)((uint8_t *)hdr + TPACKET_ALIGN(sizeof(*hdr)));
+    if (!packet_check_frame(pioc, sll->sll_pkttype, hdr->tp_len,
+                            hdr->tp_snaplen)) {
+        return 0;
+    }
+
+    frame->data = (uint8_t *)hdr + hdr->tp_mac;
+    frame->len = hdr->tp_len;
+    memcpy(&frame->vnet_hdr, frame->data - sizeof(frame->vnet_hdr),
+           sizeof(frame->vnet_hdr));
+    packet_insert_vlan_tag(frame, hdr->tp_status, hdr->hv1.tp_vlan_tci,
+                           hdr->hv1.tp_vlan_tpid);
+    return 1;
+}
+
+static int packet_recv_from_socket(QIOChannelPacket *pioc,
+                                   QIOChannelPacketFrame *frame, Error **errp)
 {
     union {
         struct cmsghdr hdr;
         char buf[CMSG_SPACE(sizeof(struct tpacket_auxdata))];
     } control;
-    struct sockaddr_ll sll = { 0 };
+    /* A test's socket has no addresses */
+    struct sockaddr_ll sll = { .sll_pkttype = PACKET_OUTGOING };
     struct iovec iov[2] = {
         {
             .iov_base = &frame->vnet_hdr,
             .iov_len = sizeof(frame->vnet_hdr),
         }, {
-            .iov_base = pioc->buf + PACKET_HEADROOM,
+            .iov_base = pioc->buf + VLAN_TAG_LEN,
             .iov_len = PACKET_FRAME_MAX,
         },
     };
@@ -615,9 +741,8 @@ int qio_channel_packet_recv_frame(QIOChannelPacket *pioc,
     struct cmsghdr *cmsg;
     ssize_t len;
 
-    assert(pioc->mode == QIO_CHANNEL_PACKET_CAPTURE);
-
-    len = RETRY_ON_EINTR(recvmsg(pioc->fd, &msg, MSG_DONTWAIT));
+    /* MSG_TRUNC: the length before it was cut */
+    len = RETRY_ON_EINTR(recvmsg(pioc->fd, &msg, MSG_DONTWAIT | MSG_TRUNC));
     if (len < 0) {
         return packet_recv_error(pioc, errp);
     }
@@ -625,39 +750,41 @@ int qio_channel_packet_recv_frame(QIOChannelPacket *pioc,
         /* Only a test's socket has a peer that can close */
         return packet_error_gone(pioc, errp);
     }
-    pioc->taken++;
-    if (sll.sll_family == AF_PACKET && sll.sll_pkttype != PACKET_OUTGOING) {
-        return 0;
-    }
-    if (msg.msg_flags & MSG_TRUNC) {
-        packet_count_drop(pioc, &pioc->stats.dropped_truncated, 1,
-                          "longer than the buffer");
-        return 0;
-    }
-    if (len <= sizeof(frame->vnet_hdr)) {
-        packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1, "empty");
-        return 0;
-    }
 
-    pioc->down = false;
-    frame->data = pioc->buf + PACKET_HEADROOM;
-    frame->len = len - sizeof(frame->vnet_hdr);
-
+    frame->data = pioc->buf + VLAN_TAG_LEN;
+    frame->len = len - MIN(len, sizeof(frame->vnet_hdr));
+    if (!packet_check_frame(pioc, sll.sll_pkttype, frame->len,
+                            MIN(frame->len, PACKET_FRAME_MAX))) {
+        return 0;
+    }
     for (cmsg = CMSG_FIRSTHDR(&msg); cmsg; cmsg = CMSG_NXTHDR(&msg, cmsg)) {
         if (cmsg->cmsg_level == SOL_PACKET &&
             cmsg->cmsg_type == PACKET_AUXDATA) {
             struct tpacket_auxdata aux;
 
             memcpy(&aux, CMSG_DATA(cmsg), sizeof(aux));
-            if (aux.tp_status & TP_STATUS_VLAN_VALID) {
-                packet_insert_vlan_tag(frame, &aux);
-            }
+            packet_insert_vlan_tag(frame, aux.tp_status, aux.tp_vlan_tci,
+                                   aux.tp_vlan_tpid);
         }
     }
-
-    pioc->stats.frames++;
-    pioc->stats.bytes += frame->len;
     return 1;
+}
+
+int qio_channel_packet_recv_frame(QIOChannelPacket *pioc,
+                                  QIOChannelPacketFrame *frame,
+                                  Error **errp)
+{
+    int ret = QIO_CHANNEL_ERR_BLOCK;
+
+    assert(pioc->mode == QIO_CHANNEL_PACKET_CAPTURE);
+    if (pioc->ring.map) {
+        ret = packet_recv_from_ring(pioc, frame);
+    }
+    if (ret == QIO_CHANNEL_ERR_BLOCK) {
+        /* With a ring, this tells what is wrong with the interface */
+        ret = packet_recv_from_socket(pioc, frame, errp);
+    }
+    return ret;
 }
 
 /* The Internet checksum (RFC 1071) of @len bytes, as a big-endian number */
@@ -709,51 +836,28 @@ bool qio_channel_packet_complete_frame(QIOChannelPacket *pioc,
     return true;
 }
 
-int qio_channel_packet_send_frame(QIOChannelPacket *pioc,
-                                  const QIOChannelPacketFrame *frame,
-                                  Error **errp)
+/*
+ * The kernel refused a frame with errno: what of it?  Returns 1 if the frame
+ * is done with, 0 if there is no room for it now, -1 if the interface is gone.
+ */
+static int packet_send_error(QIOChannelPacket *pioc, Error **errp)
 {
-    struct iovec iov[2] = {
-        {
-            .iov_base = (void *)&frame->vnet_hdr,
-            .iov_len = sizeof(frame->vnet_hdr),
-        }, {
-            .iov_base = frame->data,
-            .iov_len = frame->len,
-        },
-    };
-    struct msghdr msg = {
-        .msg_iov = iov,
-        .msg_iovlen = ARRAY_SIZE(iov),
-    };
-
-    assert(pioc->mode == QIO_CHANNEL_PACKET_INJECT);
-
-    if (RETRY_ON_EINTR(sendmsg(pioc->fd, &msg,
-                               MSG_DONTWAIT | MSG_NOSIGNAL)) >= 0) {
-        pioc->down = false;
-        pioc->retry_at = 0;
-        pioc->stats.frames++;
-        pioc->stats.bytes += frame->len;
-        return 0;
-    }
-
     switch (errno) {
     case EAGAIN:
     case ENOBUFS:
     case ENOMEM:
         pioc->stats.no_room++;
         pioc->retry_at = g_get_monotonic_time() + QIO_CHANNEL_PACKET_RETRY_US;
-        return QIO_CHANNEL_ERR_BLOCK;
+        return 0;
     case EMSGSIZE:
         packet_count_drop(pioc, &pioc->stats.dropped_too_big, 1,
                           "longer than the interface's MTU allows");
-        return 0;
+        return 1;
     case ENETDOWN:
         if (!packet_check_gone(pioc)) {
             packet_count_drop(pioc, &pioc->stats.dropped_down, 1,
                               "the interface is down");
-            return 0;
+            return 1;
         }
         /* fall through */
     case ENXIO:
@@ -765,19 +869,68 @@ int qio_channel_packet_send_frame(QIOChannelPacket *pioc,
     default:
         packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1,
                           "refused by the kernel as malformed");
-        return 0;
+        return 1;
     }
+}
+
+/*
+ * Hand frames to the interface.  Returns how many are done with, one way or
+ * the other, which is less than n if there is no room for the next; -1 if the
+ * interface is gone.
+ */
+static ssize_t packet_send_frames(QIOChannelPacket *pioc,
+                                  const QIOChannelPacketFrame *frames,
+                                  size_t n, Error **errp)
+{
+    size_t done = 0;
+
+    while (done < n) {
+        size_t batch = MIN(n - done, PACKET_BATCH);
+        int ret;
+
+        for (size_t i = 0; i < batch; i++) {
+            const QIOChannelPacketFrame *frame = &frames[done + i];
+            struct iovec *iov = &pioc->iovs[2 * i];
+
+            iov[0].iov_base = (void *)&frame->vnet_hdr;
+            iov[0].iov_len = sizeof(frame->vnet_hdr);
+            iov[1].iov_base = frame->data;
+            iov[1].iov_len = frame->len;
+            pioc->msgs[i].msg_hdr = (struct msghdr) {
+                .msg_iov = iov,
+                .msg_iovlen = 2,
+            };
+        }
+
+        ret = RETRY_ON_EINTR(sendmmsg(pioc->fd, pioc->msgs, batch,
+                                      MSG_DONTWAIT | MSG_NOSIGNAL));
+        if (ret > 0) {
+            pioc->down = false;
+            pioc->retry_at = 0;
+            pioc->stats.frames += ret;
+            for (int i = 0; i < ret; i++) {
+                pioc->stats.bytes += frames[done + i].len;
+            }
+        } else {
+            /* About the first frame: an error of a later one comes again */
+            ret = packet_send_error(pioc, errp);
+            if (ret <= 0) {
+                return ret < 0 ? ret : done;
+            }
+        }
+        done += ret;
+    }
+    return done;
 }
 
 
 /* The byte stream */
 
 /* Make a message of the next frame: the same returns as receiving a frame */
-static int packet_next_message(QIOChannelPacket *pioc, Error **errp)
+static int packet_recv_message(QIOChannelPacket *pioc, Error **errp)
 {
     QIOChannelPacketFrame frame;
-    uint8_t *msg;
-    size_t len;
+    uint8_t *head = pioc->head;
     int ret;
 
     ret = qio_channel_packet_recv_frame(pioc, &frame, errp);
@@ -788,21 +941,26 @@ static int packet_next_message(QIOChannelPacket *pioc, Error **errp)
         return 0;
     }
 
-    msg = frame.data;
-    len = frame.len;
     if (pioc->vnet_hdr) {
-        msg -= sizeof(frame.vnet_hdr);
-        len += sizeof(frame.vnet_hdr);
-        memcpy(msg, &frame.vnet_hdr, sizeof(frame.vnet_hdr));
-        msg -= sizeof(uint32_t);
-        stl_be_p(msg, sizeof(frame.vnet_hdr));
+        stl_be_p(head, sizeof(frame.vnet_hdr) + frame.len);
+        stl_be_p(head + 4, sizeof(frame.vnet_hdr));
+        memcpy(head + 8, &frame.vnet_hdr, sizeof(frame.vnet_hdr));
+        head += 8 + sizeof(frame.vnet_hdr);
+    } else {
+        stl_be_p(head, frame.len);
+        head += 4;
     }
-    msg -= sizeof(uint32_t);
-    stl_be_p(msg, len);
-
-    pioc->pos = msg - pioc->buf;
-    pioc->len = frame.data + frame.len - pioc->buf;
+    pioc->rest[0].iov_base = pioc->head;
+    pioc->rest[0].iov_len = head - pioc->head;
+    pioc->rest[1].iov_base = frame.data;
+    pioc->rest[1].iov_len = frame.len;
     return 1;
+}
+
+/* Bytes of the message that are still to be read */
+static size_t packet_rest(QIOChannelPacket *pioc)
+{
+    return pioc->rest[0].iov_len + pioc->rest[1].iov_len;
 }
 
 static ssize_t qio_channel_packet_readv(QIOChannel *ioc,
@@ -821,18 +979,20 @@ static ssize_t qio_channel_packet_readv(QIOChannel *ioc,
     }
 
     while (done < want) {
-        size_t n = iov_from_buf(iov, niov, done, pioc->buf + pioc->pos,
-                                MIN(want - done, pioc->len - pioc->pos));
+        struct iovec *rest = &pioc->rest[pioc->rest[0].iov_len ? 0 : 1];
+        size_t n = iov_from_buf(iov, niov, done, rest->iov_base,
+                                MIN(want - done, rest->iov_len));
         Error *err = NULL;
         int ret;
 
         done += n;
-        pioc->pos += n;
-        if (pioc->pos < pioc->len) {
+        rest->iov_base += n;
+        rest->iov_len -= n;
+        if (packet_rest(pioc)) {
             continue;
         }
 
-        ret = packet_next_message(pioc, &err);
+        ret = packet_recv_message(pioc, &err);
         if (ret == 0 && ++drops == PACKET_MAX_DROPS) {
             ret = QIO_CHANNEL_ERR_BLOCK;
         }
@@ -854,45 +1014,131 @@ static ssize_t qio_channel_packet_readv(QIOChannel *ioc,
     return done;
 }
 
-bool qio_channel_packet_parse_payload(uint8_t *payload, size_t len,
-                                      size_t vnet_hdr_len,
-                                      QIOChannelPacketFrame *frame)
+/*
+ * Find the frame in the message at buf; it has no bytes if there is no room
+ * for one, or for the vnet header.  Returns the message's length; 0 if it is
+ * not whole; -1 if it is too long.
+ */
+static ssize_t packet_parse_message(QIOChannelPacket *pioc, uint8_t *buf,
+                                    size_t len, QIOChannelPacketFrame *frame)
 {
-    memset(&frame->vnet_hdr, 0, sizeof(frame->vnet_hdr));
-    if (vnet_hdr_len >= len ||
-        (vnet_hdr_len && vnet_hdr_len < sizeof(frame->vnet_hdr))) {
-        return false;
-    }
-    if (vnet_hdr_len) {
-        /* What follows the first fields is of no use to the kernel */
-        memcpy(&frame->vnet_hdr, payload, sizeof(frame->vnet_hdr));
-    }
-    frame->data = payload + vnet_hdr_len;
-    frame->len = len - vnet_hdr_len;
-    return true;
-}
-
-/* Send the frame of the complete message in buf, or drop it as unusable */
-static int packet_send_message(QIOChannelPacket *pioc, Error **errp)
-{
-    QIOChannelPacketFrame frame;
-    uint8_t *payload = pioc->buf + sizeof(uint32_t);
+    const size_t head = pioc->vnet_hdr ? MSG_HDR_MAX : sizeof(uint32_t);
     size_t vnet_hdr_len = 0;
+    size_t size;
 
-    if (pioc->vnet_hdr) {
-        vnet_hdr_len = (uint32_t)ldl_be_p(payload);
-        payload += sizeof(uint32_t);
-    }
-
-    if (!qio_channel_packet_parse_payload(payload,
-                                          pioc->buf + pioc->len - payload,
-                                          vnet_hdr_len, &frame)) {
-        packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1,
-                          "the message has no room for the vnet header "
-                          "and a frame");
+    if (len < sizeof(uint32_t)) {
         return 0;
     }
-    return qio_channel_packet_send_frame(pioc, &frame, errp);
+    size = (uint32_t)ldl_be_p(buf);
+    if (size > QIO_CHANNEL_PACKET_MAX) {
+        return -1;
+    }
+    if (len < head + size) {
+        return 0;
+    }
+
+    frame->data = buf + head;
+    frame->len = size;
+    memset(&frame->vnet_hdr, 0, sizeof(frame->vnet_hdr));
+    if (pioc->vnet_hdr) {
+        vnet_hdr_len = (uint32_t)ldl_be_p(buf + sizeof(uint32_t));
+        if (vnet_hdr_len >= size ||
+            (vnet_hdr_len && vnet_hdr_len < sizeof(frame->vnet_hdr))) {
+            frame->len = 0;
+        } else if (vnet_hdr_len) {
+            /* What follows the first fields is of no use to the kernel */
+            memcpy(&frame->vnet_hdr, frame->data, sizeof(frame->vnet_hdr));
+            frame->data += vnet_hdr_len;
+            frame->len -= vnet_hdr_len;
+        }
+    }
+    return head + size;
+}
+
+/*
+ * Send the whole messages in buf, in one go as far as they are good.  Returns
+ * the bytes that are done with, which end before a message that has no room
+ * now or is not whole; -1 on error.  QIO_CHANNEL_ERR_BLOCK: no room for the
+ * first.
+ */
+static ssize_t packet_send_messages(QIOChannelPacket *pioc, uint8_t *buf,
+                                    size_t len, Error **errp)
+{
+    ERRP_GUARD();
+    QEMU_UNINITIALIZED QIOChannelPacketFrame frames[PACKET_BATCH];
+    QEMU_UNINITIALIZED size_t ends[PACKET_BATCH];
+    size_t pos = 0;
+    size_t n = 0;
+    ssize_t ret = 1;
+    ssize_t done;
+
+    while (n < PACKET_BATCH) {
+        ret = packet_parse_message(pioc, buf + pos, len - pos, &frames[n]);
+        if (ret <= 0) {
+            break;
+        }
+        if (!frames[n].len && n) {
+            break;
+        }
+        pos += ret;
+        if (!frames[n].len) {
+            packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1,
+                              "the message has no room for the vnet header "
+                              "and a frame");
+            return pos;
+        }
+        ends[n++] = pos;
+    }
+
+    if (!n && ret < 0) {
+        error_setg(errp, "message of %" PRIu32 " bytes for interface '%s', "
+                   "at most %d are possible", ldl_be_p(buf), pioc->ifname,
+                   QIO_CHANNEL_PACKET_MAX);
+        /* Few callers pass the error on */
+        warn_report("%s", error_get_pretty(*errp));
+        pioc->broken = true;
+        return -1;
+    }
+    if (!n) {
+        return 0;
+    }
+
+    done = packet_send_frames(pioc, frames, n, errp);
+    if (done <= 0) {
+        return done ?: QIO_CHANNEL_ERR_BLOCK;
+    }
+    return ends[done - 1];
+}
+
+/*
+ * Add to the message in pioc->buf what belongs to it, and send it once it is
+ * whole.  Returns the bytes taken, or as above.
+ */
+static ssize_t packet_collect_message(QIOChannelPacket *pioc,
+                                      const uint8_t *buf, size_t len,
+                                      Error **errp)
+{
+    size_t end = sizeof(uint32_t);
+    ssize_t ret;
+
+    if (pioc->len >= end) {
+        end += (uint32_t)ldl_be_p(pioc->buf);
+        end += pioc->vnet_hdr ? sizeof(uint32_t) : 0;
+    }
+    len = MIN(len, end - pioc->len);
+    memcpy(pioc->buf + pioc->len, buf, len);
+    pioc->len += len;
+
+    ret = packet_send_messages(pioc, pioc->buf, pioc->len, errp);
+    if (ret == QIO_CHANNEL_ERR_BLOCK) {
+        pioc->len--;
+        len--;
+        return len ?: ret;
+    }
+    if (ret) {
+        pioc->len = 0;
+    }
+    return ret < 0 ? ret : len;
 }
 
 static ssize_t qio_channel_packet_writev(QIOChannel *ioc,
@@ -900,11 +1146,9 @@ static ssize_t qio_channel_packet_writev(QIOChannel *ioc,
                                          int *fds, size_t nfds, int flags,
                                          Error **errp)
 {
-    ERRP_GUARD();
     QIOChannelPacket *pioc = QIO_CHANNEL_PACKET(ioc);
-    const size_t hdr_len = pioc->vnet_hdr ? MSG_HDR_MAX : sizeof(uint32_t);
-    size_t have = iov_size(iov, niov);
     size_t done = 0;
+    size_t pos = 0;             /* in the first element of iov */
 
     if (pioc->mode != QIO_CHANNEL_PACKET_INJECT) {
         error_setg(errp, "a packet channel that captures cannot be written");
@@ -916,52 +1160,37 @@ static ssize_t qio_channel_packet_writev(QIOChannel *ioc,
         return -1;
     }
 
-    while (done < have) {
-        size_t end = hdr_len;
-        size_t n;
-        int ret;
+    for (int batch = 0; batch < PACKET_MAX_BATCHES && niov; batch++) {
+        uint8_t *buf = iov->iov_base + pos;
+        size_t len = iov->iov_len - pos;
+        ssize_t n = 0;
 
-        if (pioc->len >= hdr_len) {
-            end += (uint32_t)ldl_be_p(pioc->buf);
+        if (!pioc->len) {
+            n = packet_send_messages(pioc, buf, len, errp);
         }
-        n = iov_to_buf(iov, niov, done, pioc->buf + pioc->len,
-                       MIN(have - done, end - pioc->len));
-        done += n;
-        pioc->len += n;
-        if (pioc->len < hdr_len) {
-            continue;
+        if (n == 0) {
+            n = packet_collect_message(pioc, buf, len, errp);
         }
-
-        end = (uint32_t)ldl_be_p(pioc->buf);
-        if (end > QIO_CHANNEL_PACKET_MAX) {
-            error_setg(errp, "message of %zu bytes for interface '%s', "
-                       "at most %d are possible", end, pioc->ifname,
-                       QIO_CHANNEL_PACKET_MAX);
-            /* Few callers pass the error on */
-            warn_report("%s", error_get_pretty(*errp));
-            pioc->broken = true;
-            return -1;
-        }
-        if (pioc->len < hdr_len + end) {
-            continue;
-        }
-
-        ret = packet_send_message(pioc, errp);
-        if (ret == QIO_CHANNEL_ERR_BLOCK) {
-            pioc->len--;
-            done--;
+        if (n == QIO_CHANNEL_ERR_BLOCK) {
             if (done) {
-                return done;
+                break;
             }
             if (!pioc->blocking) {
-                return QIO_CHANNEL_ERR_BLOCK;
+                return n;
             }
             qio_channel_wait(ioc, G_IO_OUT);
+            batch--;
             continue;
         }
-        pioc->len = 0;
-        if (ret < 0) {
-            return ret;
+        if (n < 0) {
+            return n;
+        }
+        done += n;
+        pos += n;
+        while (niov && pos == iov->iov_len) {
+            iov++;
+            niov--;
+            pos = 0;
         }
     }
     return done;
@@ -980,6 +1209,8 @@ static int qio_channel_packet_close(QIOChannel *ioc, Error **errp)
 
     if (pioc->fd != -1) {
         packet_update_kernel_drops(pioc);
+        qio_packet_ring_cleanup(&pioc->ring);
+        pioc->rest[0].iov_len = pioc->rest[1].iov_len = 0;
         close(pioc->fd);
         pioc->fd = -1;
     }
@@ -1015,7 +1246,7 @@ static GIOCondition packet_source_ready(QIOChannelPacketSource *source)
         ready |= G_IO_IN | G_IO_OUT | G_IO_HUP;
     }
     if (pioc->mode == QIO_CHANNEL_PACKET_CAPTURE) {
-        if (pioc->pos < pioc->len) {
+        if (packet_rest(pioc)) {
             ready |= G_IO_IN;
         }
     } else if (!pioc->retry_at || g_get_monotonic_time() >= pioc->retry_at) {

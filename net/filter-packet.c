@@ -21,22 +21,25 @@
  * knowledge of AF_PACKET is there.  Which interface a netdev has is asked of
  * the netdev (get_host_ifname), once, at set-up.
  *
- * Capture.  At most one message is under way to outdev.  While the peer does
- * not take it all, nothing is read from the socket: frames wait in its buffer
- * in the kernel, which counts those that find it full.  The same without a
- * peer.  A new peer gets the message from its first byte, so it is in step.
+ * Capture.  Frames are read in batches and given to the filter's writer, as
+ * long as the peer keeps up.  While it does not, and while there is none,
+ * nothing is read: frames wait in the receive ring, and the kernel counts
+ * those that find it full.
  *
+ *   migration starts   set up the ring, if the filter is to be active when
+ *                      the VM stops; else that is done when it is activated
  *   becomes active     attach the socket to the traffic
- *   becomes inactive   end the capture; what the socket holds still goes to
- *                      the peer, then detach it
+ *   becomes inactive   end the capture; what the ring holds still goes to the
+ *                      peer, then detach the socket
  *   inactive, no peer  drop and count what it holds, lest a later peer takes
  *                      it for news
  *
- * Inject.  A frame is sent at once, or held: when the filter is inactive,
- * when the interface has no room, and behind other held frames, for frames
- * stay in order.  When hold_limit bytes are held, indev is no longer read;
- * the peer's socket fills up, and the peer waits.  The chain cannot be made
- * to wait: there a frame beyond the limit is dropped and counted.
+ * Inject.  The stream of messages goes into a queue, and from there to the
+ * interface, in order.  It stays in the queue, held, when the filter is
+ * inactive and when the interface has no room.  When hold_limit bytes are
+ * held, indev is no longer read; the peer's socket fills up, and the peer
+ * waits.  The chain cannot be made to wait: there a frame beyond the limit is
+ * dropped and counted.
  *
  *   becomes active     send what is held, until done or no room
  *   no room            try again when the timer fires, after 1 ms
@@ -50,6 +53,9 @@
 
 #include "qemu/osdep.h"
 #include "net/filter-packet.h"
+#include "io/packet-ring.h"
+#include "net/filter-activity.h"
+#include "net/net.h"
 #include "qapi/error.h"
 #include "qapi/visitor.h"
 #include "qemu/bswap.h"
@@ -62,40 +68,30 @@
 
 QEMU_BUILD_BUG_ON(QIO_CHANNEL_PACKET_MAX != NET_BUFSIZE);
 
-/* Frames that one turn of the main loop handles at most */
-#define FILTER_PACKET_CAPTURE_BATCH 64
-#define FILTER_PACKET_INJECT_BATCH 1024
+/*
+ * What a capture handles in one turn of the main loop, at most.  An injection
+ * handles one write to the interface's channel.
+ */
+#define FILTER_PACKET_TURN_FRAMES 512
+#define FILTER_PACKET_TURN_BYTES (512 * KiB)
+
+/*
+ * After the end of a capture look for frames this often, and so long.  The ring
+ * hands over each after some milliseconds at most.
+ */
+#define FILTER_PACKET_DRAIN_POLL_US 200
+#define FILTER_PACKET_DRAIN_US (100 * 1000)
 
 #define FILTER_PACKET_HOLD_LIMIT (64 * MiB)
-
-/* be32 message length, be32 vnet header length */
-#define MSG_HDR_MAX (2 * sizeof(uint32_t))
-
-struct FilterPacketHeld {
-    QSIMPLEQ_ENTRY(FilterPacketHeld) next;
-    struct virtio_net_hdr vnet_hdr;
-    size_t len;
-    uint8_t data[];
-};
 
 static const char *filter_packet_id(FilterPacket *p)
 {
     return object_get_canonical_path_component(OBJECT(p->nf));
 }
 
-static void filter_packet_count_drop(FilterPacket *p, uint64_t *counter,
-                                     const char *reason)
+static void filter_packet_go_on_in(FilterPacket *p, int64_t delay_us)
 {
-    trace_filter_packet_drop(filter_packet_id(p), reason);
-    if (!(*counter)++) {
-        warn_report("filter-redirector '%s': frame dropped: %s (more of these "
-                    "are counted only)", filter_packet_id(p), reason);
-    }
-}
-
-static void filter_packet_retry_in(FilterPacket *p, int64_t delay_us)
-{
-    timer_mod(p->retry, qemu_clock_get_us(QEMU_CLOCK_REALTIME) + delay_us);
+    timer_mod(p->timer, qemu_clock_get_us(QEMU_CLOCK_REALTIME) + delay_us);
 }
 
 static void filter_packet_set_gone(FilterPacket *p, Error *err)
@@ -108,35 +104,7 @@ static void filter_packet_set_gone(FilterPacket *p, Error *err)
 
 /* Capture */
 
-/* Write the message on, as far as the peer takes it */
-static void filter_packet_write_message(FilterPacket *p)
-{
-    while (p->connected && p->msg_pos < p->msg_len) {
-        int n = qemu_chr_fe_write(p->chr_out, p->msg + p->msg_pos,
-                                  p->msg_len - p->msg_pos);
-
-        if (n <= 0) {
-            return;
-        }
-        p->msg_pos += n;
-    }
-    if (p->msg_pos == p->msg_len) {
-        p->msg_pos = p->msg_len = 0;
-    }
-}
-
-static void filter_packet_capture_update(FilterPacket *p);
-
-static gboolean filter_packet_writable(void *do_not_use, GIOCondition cond,
-                                       void *opaque)
-{
-    FilterPacket *p = opaque;
-
-    p->msg_watch = 0;
-    filter_packet_write_message(p);
-    filter_packet_capture_update(p);
-    return G_SOURCE_REMOVE;
-}
+static void filter_packet_capture_update(void *opaque);
 
 /*
  * A vnet header of @len bytes from the 10 of the socket: netdevs have longer
@@ -152,29 +120,18 @@ static void filter_packet_put_vnet_hdr(uint8_t *buf, size_t len,
 static void filter_packet_to_outdev(FilterPacket *p,
                                     QIOChannelPacketFrame *frame)
 {
-    uint8_t *pos = p->msg;
-    size_t vnet_hdr_len = 0;
+    struct virtio_net_hdr_v1_hash_tunnel hdr;
+    size_t hdr_len = 0;
 
     if (p->vnet_hdr) {
-        vnet_hdr_len = MAX(p->nf->netdev->vnet_hdr_len,
-                           sizeof(frame->vnet_hdr));
+        hdr_len = MAX(p->nf->netdev->vnet_hdr_len, sizeof(frame->vnet_hdr));
+        assert(hdr_len <= sizeof(hdr));
+        filter_packet_put_vnet_hdr((uint8_t *)&hdr, hdr_len, &frame->vnet_hdr);
     } else if (!qio_channel_packet_complete_frame(p->ioc, frame)) {
         return;
     }
-
-    stl_be_p(pos, vnet_hdr_len + frame->len);
-    pos += sizeof(uint32_t);
-    if (p->vnet_hdr) {
-        stl_be_p(pos, vnet_hdr_len);
-        pos += sizeof(uint32_t);
-        filter_packet_put_vnet_hdr(pos, vnet_hdr_len, &frame->vnet_hdr);
-        pos += vnet_hdr_len;
-    }
-    memcpy(pos, frame->data, frame->len);
-
-    p->msg_pos = 0;
-    p->msg_len = pos + frame->len - p->msg;
-    filter_packet_write_message(p);
+    filter_writer_put_frame(p->writer, p->vnet_hdr ? &hdr : NULL, hdr_len,
+                            frame->data, frame->len);
 }
 
 static void filter_packet_to_chain(FilterPacket *p,
@@ -205,10 +162,11 @@ static bool filter_packet_capture_detach(FilterPacket *p)
     return qio_channel_packet_detach(p->ioc);
 }
 
-static void filter_packet_drop_no_peer(FilterPacket *p)
+/* Can the frame that comes next go on? */
+static bool filter_packet_wants_frame(FilterPacket *p)
 {
-    filter_packet_count_drop(p, &p->dropped_no_peer,
-                             "outdev had no peer to take it");
+    return !p->has_outdev || p->state == FILTER_PACKET_DROPPING ||
+           filter_writer_wants_more(p->writer);
 }
 
 static void filter_packet_capture(void *opaque)
@@ -216,15 +174,20 @@ static void filter_packet_capture(void *opaque)
     FilterPacket *p = opaque;
     QIOChannelPacketFrame frame;
     Error *err = NULL;
+    size_t bytes = 0;
     int ret;
 
-    for (int i = 0; i < FILTER_PACKET_CAPTURE_BATCH && !p->msg_len; i++) {
+    for (int i = 0; i < FILTER_PACKET_TURN_FRAMES &&
+                    bytes < FILTER_PACKET_TURN_BYTES &&
+                    filter_packet_wants_frame(p); i++) {
         ret = qio_channel_packet_recv_frame(p->ioc, &frame, &err);
         if (ret == 0) {
             continue;
         }
         if (ret == QIO_CHANNEL_ERR_BLOCK) {
-            if (!p->active) {
+            if (!p->active &&
+                (qio_channel_packet_is_empty(p->ioc) ||
+                 g_get_monotonic_time() >= p->drain_until)) {
                 filter_packet_capture_detach(p);
                 p->state = FILTER_PACKET_DETACHED;
             }
@@ -234,41 +197,30 @@ static void filter_packet_capture(void *opaque)
             filter_packet_set_gone(p, err);
             break;
         }
+        bytes += frame.len;
         if (!p->has_outdev) {
             filter_packet_to_chain(p, &frame);
-        } else if (p->connected && p->state != FILTER_PACKET_DROPPING) {
+        } else if (p->state != FILTER_PACKET_DROPPING) {
             filter_packet_to_outdev(p, &frame);
         } else {
-            filter_packet_drop_no_peer(p);
+            filter_writer_count_no_peer(p->writer, 1);
         }
+    }
+    if (p->has_outdev) {
+        filter_writer_flush(p->writer);
     }
     filter_packet_capture_update(p);
 }
 
-/* Idempotent: read the socket, and watch outdev, exactly when it is of use */
-static void filter_packet_capture_update(FilterPacket *p)
+/* Idempotent: read the socket exactly when it is of use */
+static void filter_packet_capture_update(void *opaque)
 {
-    bool want_read;
+    FilterPacket *p = opaque;
+    bool wants = !p->has_outdev || filter_writer_wants_more(p->writer);
 
-    if (p->msg_len && p->connected && !p->msg_watch) {
-        p->msg_watch = qemu_chr_fe_add_watch(p->chr_out, G_IO_OUT | G_IO_HUP,
-                                             filter_packet_writable, p);
-        if (!p->msg_watch) {
-            /* A chardev that cannot be waited for, such as udp */
-            p->msg_len = 0;
-            filter_packet_count_drop(p, &p->dropped_no_peer,
-                                     "outdev did not take it");
-        }
-    } else if (!(p->msg_len && p->connected) && p->msg_watch) {
-        g_source_remove(p->msg_watch);
-        p->msg_watch = 0;
-    }
-
-    if (!p->active && p->has_outdev && !p->connected) {
-        if (p->msg_len) {
-            p->msg_len = 0;
-            filter_packet_drop_no_peer(p);
-        }
+    if (!p->active && p->has_outdev && !p->writer->connected) {
+        filter_writer_count_no_peer(p->writer,
+                                    packet_queue_clear(&p->writer->queue));
         if (p->state == FILTER_PACKET_DRAINING) {
             p->state = filter_packet_capture_detach(p) ?
                        FILTER_PACKET_DETACHED : FILTER_PACKET_DROPPING;
@@ -276,16 +228,15 @@ static void filter_packet_capture_update(FilterPacket *p)
     }
 
     /* The end of the socket's frames is not an event: go on until it is met */
-    if (!p->gone && !p->active && !p->msg_len &&
-        p->state != FILTER_PACKET_DETACHED) {
-        filter_packet_retry_in(p, 0);
+    if (!p->gone && !p->active && p->state != FILTER_PACKET_DETACHED &&
+        (wants || p->state == FILTER_PACKET_DROPPING)) {
+        filter_packet_go_on_in(p, FILTER_PACKET_DRAIN_POLL_US);
     } else {
-        timer_del(p->retry);
+        timer_del(p->timer);
     }
-    want_read = p->active && !p->gone && !p->msg_len &&
-                (!p->has_outdev || p->connected);
     qemu_set_fd_handler(qio_channel_packet_get_fd(p->ioc),
-                        want_read ? filter_packet_capture : NULL, NULL, p);
+                        wants && p->active && !p->gone ?
+                        filter_packet_capture : NULL, NULL, p);
 }
 
 static void filter_packet_capture_set_active(FilterPacket *p)
@@ -293,6 +244,7 @@ static void filter_packet_capture_set_active(FilterPacket *p)
     Error *err = NULL;
 
     p->state = p->active ? FILTER_PACKET_ATTACHED : FILTER_PACKET_DRAINING;
+    p->drain_until = g_get_monotonic_time() + FILTER_PACKET_DRAIN_US;
     if (!p->gone &&
         !qio_channel_packet_set_active(p->ioc, p->active, &err)) {
         filter_packet_set_gone(p, err);
@@ -300,137 +252,60 @@ static void filter_packet_capture_set_active(FilterPacket *p)
     filter_packet_capture_update(p);
 }
 
-/* The peer has nothing to say; but reading is how its end is noticed */
-static int filter_packet_outdev_can_read(void *opaque)
+static int filter_packet_migration(NotifierWithReturn *notifier,
+                                   MigrationEvent *event, Error **errp)
 {
-    return 1;
-}
+    FilterPacket *p = container_of(notifier, FilterPacket, migration);
 
-static void filter_packet_outdev_read(void *opaque, const uint8_t *buf,
-                                      int size)
-{
-}
-
-static void filter_packet_outdev_event(void *opaque, QEMUChrEvent event)
-{
-    FilterPacket *p = opaque;
-
-    switch (event) {
-    case CHR_EVENT_OPENED:
-        p->connected = true;
-        p->msg_pos = 0;
-        filter_packet_write_message(p);
-        break;
-    case CHR_EVENT_CLOSED:
-        p->connected = false;
-        break;
-    default:
-        return;
+    if (p->state == FILTER_PACKET_DETACHED && !p->gone && p->nf->on &&
+        filter_activity_get(OBJECT(p->nf))->when_stopped) {
+        if (event->type == MIG_EVENT_PRECOPY_SETUP) {
+            qio_channel_packet_prepare(p->ioc);
+        } else if (event->type == MIG_EVENT_PRECOPY_FAILED) {
+            filter_packet_capture_detach(p);
+        }
     }
-    trace_filter_packet_outdev(filter_packet_id(p), p->connected);
-    filter_packet_capture_update(p);
+    return 0;
 }
 
 
 /* Inject */
 
-static void filter_packet_hold(FilterPacket *p,
-                               const QIOChannelPacketFrame *frame)
+static void filter_packet_drop_held(FilterPacket *p)
 {
-    FilterPacketHeld *held = g_malloc(sizeof(*held) + frame->len);
-
-    held->vnet_hdr = frame->vnet_hdr;
-    held->len = frame->len;
-    memcpy(held->data, frame->data, frame->len);
-    QSIMPLEQ_INSERT_TAIL(&p->held, held, next);
-    p->held_bytes += sizeof(*held) + held->len;
-}
-
-static void filter_packet_drop_first(FilterPacket *p)
-{
-    FilterPacketHeld *held = QSIMPLEQ_FIRST(&p->held);
-
-    QSIMPLEQ_REMOVE_HEAD(&p->held, next);
-    p->held_bytes -= sizeof(*held) + held->len;
-    g_free(held);
-}
-
-static void filter_packet_drop_all(FilterPacket *p)
-{
-    while (!QSIMPLEQ_EMPTY(&p->held)) {
-        filter_packet_drop_first(p);
-    }
-}
-
-/* Done with the frame (true), or no room for it now (false)? */
-static bool filter_packet_send(FilterPacket *p,
-                               const QIOChannelPacketFrame *frame)
-{
-    Error *err = NULL;
-    int ret;
-
-    if (!p->gone) {
-        ret = qio_channel_packet_send_frame(p->ioc, frame, &err);
-        if (ret == -1) {
-            filter_packet_set_gone(p, err);
-        }
-    }
-    if (p->gone) {
-        filter_packet_count_drop(p, &p->dropped_gone,
-                                 "the host interface is gone");
-        return true;
-    }
-    return ret != QIO_CHANNEL_ERR_BLOCK;
+    filter_count_drop(p->nf, &p->dropped_gone, packet_queue_clear(&p->held),
+                      "the host interface is gone");
 }
 
 /* Send what is held, in order, until done, or no room, or a turn's share */
 static void filter_packet_release(void *opaque)
 {
     FilterPacket *p = opaque;
-    FilterPacketHeld *held;
-    int64_t delay_us = QIO_CHANNEL_PACKET_RETRY_US;
-    int n = 0;
+    Error *err = NULL;
+    uint8_t *buf;
+    size_t len;
+    ssize_t n = 0;
 
-    while ((held = QSIMPLEQ_FIRST(&p->held))) {
-        QIOChannelPacketFrame frame = {
-            .vnet_hdr = held->vnet_hdr,
-            .data = held->data,
-            .len = held->len,
-        };
-
-        if (n == FILTER_PACKET_INJECT_BATCH) {
-            delay_us = 0;
-            break;
+    buf = packet_queue_peek(&p->held, &len);
+    if (buf && !p->gone) {
+        n = qio_channel_write(QIO_CHANNEL(p->ioc), (char *)buf, len, &err);
+        if (n > 0) {
+            packet_queue_consume(&p->held, n);
+        } else if (n != QIO_CHANNEL_ERR_BLOCK) {
+            filter_packet_set_gone(p, err);
         }
-        if (!filter_packet_send(p, &frame)) {
-            break;
-        }
-        filter_packet_drop_first(p);
-        n++;
+        trace_filter_packet_release(filter_packet_id(p), n, p->held.bytes);
     }
-    if (n) {
-        trace_filter_packet_release(filter_packet_id(p), n, p->held_bytes);
+    if (p->gone) {
+        filter_packet_drop_held(p);
     }
 
-    if (held) {
-        filter_packet_retry_in(p, delay_us);
+    if (packet_queue_peek(&p->held, &len)) {
+        filter_packet_go_on_in(p, n > 0 ? 0 : QIO_CHANNEL_PACKET_RETRY_US);
     }
-    if (p->has_indev) {
+    if (p->not_read && filter_packet_can_read(p)) {
         qemu_chr_fe_accept_input(p->chr_in);
     }
-}
-
-/* Takes the frame in any case */
-static void filter_packet_inject(FilterPacket *p,
-                                 const QIOChannelPacketFrame *frame)
-{
-    if (p->active && QSIMPLEQ_EMPTY(&p->held)) {
-        if (filter_packet_send(p, frame)) {
-            return;
-        }
-        filter_packet_retry_in(p, QIO_CHANNEL_PACKET_RETRY_US);
-    }
-    filter_packet_hold(p, frame);
 }
 
 static void filter_packet_inject_set_active(FilterPacket *p)
@@ -438,56 +313,71 @@ static void filter_packet_inject_set_active(FilterPacket *p)
     if (p->active) {
         filter_packet_release(p);
     } else {
-        timer_del(p->retry);
+        timer_del(p->timer);
     }
 }
 
 ssize_t filter_packet_receive_iov(FilterPacket *p, unsigned flags,
                                   const struct iovec *iov, int iovcnt)
 {
-    g_autofree uint8_t *buf = NULL;
-    QIOChannelPacketFrame frame = { 0 };
+    struct virtio_net_hdr hdr = { 0 };
     size_t size = iov_size(iov, iovcnt);
-    size_t vnet_hdr_len = flags & QEMU_NET_PACKET_FLAG_RAW ?
-                          0 : p->nf->netdev->vnet_hdr_len;
+    size_t hdr_len = flags & QEMU_NET_PACKET_FLAG_RAW ?
+                     0 : p->nf->netdev->vnet_hdr_len;
 
-    if (!p->out_netdev || p->has_indev || size <= vnet_hdr_len) {
+    if (!p->out_netdev || p->has_indev || size <= hdr_len) {
         return 0;
     }
-
-    if (p->held_bytes >= p->hold_limit && !QSIMPLEQ_EMPTY(&p->held)) {
-        filter_packet_count_drop(p, &p->dropped_no_room,
-                                 "'hold_limit' is reached");
+    if (p->held.bytes && p->held.bytes >= p->hold_limit) {
+        filter_count_drop(p->nf, &p->dropped_no_room, 1,
+                          "'hold_limit' is reached");
+        return size;
+    }
+    if (sizeof(hdr) + size - hdr_len > NET_BUFSIZE) {
+        filter_count_drop(p->nf, &p->dropped_too_big, 1,
+                          "longer than a message may be");
         return size;
     }
 
-    iov_to_buf(iov, iovcnt, 0, &frame.vnet_hdr,
-               MIN(vnet_hdr_len, sizeof(frame.vnet_hdr)));
-    frame.len = size - vnet_hdr_len;
-    frame.data = buf = g_malloc(frame.len);
-    iov_to_buf(iov, iovcnt, vnet_hdr_len, frame.data, frame.len);
-    filter_packet_inject(p, &frame);
+    iov_to_buf(iov, iovcnt, 0, &hdr, MIN(hdr_len, sizeof(hdr)));
+    packet_queue_put(&p->held, &hdr, sizeof(hdr), iov, iovcnt, hdr_len);
+    if (p->active && !timer_pending(p->timer)) {
+        /* Together with those that come in this turn */
+        filter_packet_go_on_in(p, 0);
+    }
     return size;
 }
 
 int filter_packet_can_read(FilterPacket *p)
 {
-    bool sends = p->active && QSIMPLEQ_EMPTY(&p->held);
+    size_t len;
+    /* A message that is not whole must not wait for its rest */
+    bool sends = p->active && !packet_queue_peek(&p->held, &len);
 
-    return sends || p->held_bytes < p->hold_limit ? NET_BUFSIZE : 0;
+    p->not_read = !sends && p->held.bytes >= p->hold_limit;
+    return p->not_read ? 0 : NET_BUFSIZE;
 }
 
-void filter_packet_receive_message(FilterPacket *p, const SocketReadState *rs)
+int filter_packet_receive_bytes(FilterPacket *p, const uint8_t *buf,
+                                size_t len)
 {
-    QIOChannelPacketFrame frame;
+    uint32_t too_long = packet_queue_put_bytes(&p->held, buf, len);
 
-    if (!qio_channel_packet_parse_payload((uint8_t *)rs->buf, rs->packet_len,
-                                          rs->vnet_hdr_len, &frame)) {
-        filter_packet_count_drop(p, &p->dropped_unusable, "the message has "
-                                 "no room for the vnet header and a frame");
-        return;
+    if (too_long) {
+        error_report("filter-redirector '%s': packet of %" PRIu32 " bytes "
+                     "announced, at most %d are possible: connection "
+                     "terminated", filter_packet_id(p), too_long, NET_BUFSIZE);
+        packet_queue_truncate(&p->held);
     }
-    filter_packet_inject(p, &frame);
+    if (p->active && !timer_pending(p->timer)) {
+        filter_packet_release(p);
+    }
+    return too_long ? -1 : 0;
+}
+
+void filter_packet_indev_closed(FilterPacket *p)
+{
+    packet_queue_truncate(&p->held);
 }
 
 
@@ -500,7 +390,7 @@ void filter_packet_set_active(FilterPacket *p, bool active)
     }
     p->active = active;
     trace_filter_packet_set_active(filter_packet_id(p), active,
-                                   p->held_bytes);
+                                   p->held.bytes);
     if (p->in_netdev) {
         filter_packet_capture_set_active(p);
     } else {
@@ -509,13 +399,13 @@ void filter_packet_set_active(FilterPacket *p, bool active)
 }
 
 void filter_packet_init(FilterPacket *p, NetFilterState *nf,
-                        CharFrontend *chr_in, CharFrontend *chr_out)
+                        CharFrontend *chr_in, FilterWriter *writer)
 {
     p->nf = nf;
     p->chr_in = chr_in;
-    p->chr_out = chr_out;
+    p->writer = writer;
+    p->ring_size = QIO_CHANNEL_PACKET_RING_SIZE;
     p->hold_limit = FILTER_PACKET_HOLD_LIMIT;
-    QSIMPLEQ_INIT(&p->held);
 }
 
 bool filter_packet_check(FilterPacket *p, const char *indev,
@@ -589,20 +479,18 @@ bool filter_packet_setup(FilterPacket *p, bool vnet_hdr, Error **errp)
         return false;
     }
 
-    p->vnet_hdr = vnet_hdr;
-    p->retry = timer_new_us(QEMU_CLOCK_REALTIME, p->in_netdev ?
+    p->timer = timer_new_us(QEMU_CLOCK_REALTIME, p->in_netdev ?
                             filter_packet_capture : filter_packet_release, p);
-    if (p->in_netdev && p->has_outdev) {
-        p->msg = g_malloc(MSG_HDR_MAX +
-                          sizeof(struct virtio_net_hdr_v1_hash_tunnel) +
-                          NET_BUFSIZE);
-        /* The others have no events for their peers, if they know them */
-        p->connected = !qemu_chr_has_feature(qemu_chr_fe_get_driver(p->chr_out),
-                                             QEMU_CHAR_FEATURE_RECONNECTABLE);
-        qemu_chr_fe_set_handlers(p->chr_out, filter_packet_outdev_can_read,
-                                 filter_packet_outdev_read,
-                                 filter_packet_outdev_event, NULL, p, NULL,
-                                 true);
+    if (p->in_netdev) {
+        p->vnet_hdr = vnet_hdr;
+        qio_channel_packet_set_ring_size(p->ioc, p->ring_size);
+        filter_writer_on_change(p->writer, filter_packet_capture_update, p);
+        migration_add_notifier(&p->migration, filter_packet_migration);
+    } else {
+        /* What comes from the chain always has one */
+        p->vnet_hdr = vnet_hdr || !p->has_indev;
+        qio_channel_packet_set_vnet_hdr(p->ioc, p->vnet_hdr);
+        packet_queue_init(&p->held, p->vnet_hdr);
     }
     return true;
 }
@@ -612,15 +500,14 @@ void filter_packet_cleanup(FilterPacket *p)
     if (p->ioc) {
         qemu_set_fd_handler(qio_channel_packet_get_fd(p->ioc),
                             NULL, NULL, NULL);
-        if (p->msg_watch) {
-            g_source_remove(p->msg_watch);
+        if (p->in_netdev) {
+            migration_remove_notifier(&p->migration);
         }
-        filter_packet_drop_all(p);
-        timer_free(p->retry);
+        packet_queue_clear(&p->held);
+        timer_free(p->timer);
         object_unref(OBJECT(p->ioc));
         p->ioc = NULL;
     }
-    g_free(p->msg);
     g_free(p->in_netdev);
     g_free(p->out_netdev);
 }
@@ -684,6 +571,35 @@ static void filter_packet_set_hold_limit(Object *obj, Visitor *v,
     }
 }
 
+static void filter_packet_get_ring_size(Object *obj, Visitor *v,
+                                        const char *name, void *opaque,
+                                        Error **errp)
+{
+    visit_type_size(v, name, &filter_packet_get(obj)->ring_size, errp);
+}
+
+static void filter_packet_set_ring_size(Object *obj, Visitor *v,
+                                        const char *name, void *opaque,
+                                        Error **errp)
+{
+    FilterPacket *p = filter_packet_get(obj);
+    uint64_t size;
+
+    if (!visit_type_size(v, name, &size, errp)) {
+        return;
+    }
+    if (p->nf->netdev) {
+        error_setg(errp, "the 'ring_size' of a filter cannot be changed");
+        return;
+    }
+    if (size && (size < QIO_PACKET_RING_MIN || size > QIO_PACKET_RING_MAX)) {
+        error_setg(errp, "'ring_size' must be 0, or from %d to %d bytes",
+                   QIO_PACKET_RING_MIN, QIO_PACKET_RING_MAX);
+        return;
+    }
+    p->ring_size = size;
+}
+
 void filter_packet_class_init(ObjectClass *oc)
 {
     object_class_property_add_str(oc, "in_netdev",
@@ -692,6 +608,9 @@ void filter_packet_class_init(ObjectClass *oc)
     object_class_property_add_str(oc, "out_netdev",
                                   filter_packet_get_out_netdev,
                                   filter_packet_set_out_netdev);
+    object_class_property_add(oc, "ring_size", "size",
+                              filter_packet_get_ring_size,
+                              filter_packet_set_ring_size, NULL, NULL);
     object_class_property_add(oc, "hold_limit", "size",
                               filter_packet_get_hold_limit,
                               filter_packet_set_hold_limit, NULL, NULL);

@@ -9,12 +9,11 @@
 
 #include "chardev/char-fe.h"
 #include "io/channel-packet.h"
-#include "net/filter.h"
-#include "net/net.h"
+#include "migration/misc.h"
+#include "net/filter-writer.h"
 #include "qapi/error.h"
 
 typedef struct FilterPacket FilterPacket;
-typedef struct FilterPacketHeld FilterPacketHeld;
 
 /* A capture's socket */
 typedef enum FilterPacketState {
@@ -25,17 +24,18 @@ typedef enum FilterPacketState {
 } FilterPacketState;
 
 /*
- * FilterPacket: the part of a redirector's state behind in_netdev, out_netdev
- * and hold_limit.  All of its functions are for the main loop's thread, or
+ * FilterPacket: the part of a redirector's state behind in_netdev, out_netdev,
+ * ring_size and hold_limit.  All of its functions are for the main loop's thread, or
  * any other that holds the BQL.
  */
 struct FilterPacket {
     NetFilterState *nf;
     CharFrontend *chr_in;
-    CharFrontend *chr_out;
+    FilterWriter *writer;
 
     char *in_netdev;
     char *out_netdev;
+    uint64_t ring_size;         /* bytes */
     uint64_t hold_limit;        /* bytes */
 
     bool has_indev;
@@ -45,23 +45,16 @@ struct FilterPacket {
     QIOChannelPacket *ioc;      /* NULL: neither in_netdev nor out_netdev */
     bool active;
     bool gone;                  /* the interface */
-    QEMUTimer *retry;
+    QEMUTimer *timer;           /* go on with what there is to do */
 
     FilterPacketState state;    /* of a capture */
+    int64_t drain_until;        /* give up waiting for the ring, in us */
+    NotifierWithReturn migration;
 
-    /* Capture to outdev: the message that is under way */
-    bool connected;
-    uint8_t *msg;
-    size_t msg_pos;
-    size_t msg_len;             /* 0: none */
-    guint msg_watch;
-    uint64_t dropped_no_peer;   /* frames, when outdev had none any more */
-
-    /* Inject: frames that wait, oldest first */
-    QSIMPLEQ_HEAD(, FilterPacketHeld) held;
-    uint64_t held_bytes;        /* of memory */
+    PacketQueue held;           /* to be injected */
+    bool not_read;              /* indev has to wait */
     uint64_t dropped_no_room;   /* frames from the chain beyond hold_limit */
-    uint64_t dropped_unusable;  /* messages without a frame */
+    uint64_t dropped_too_big;   /* frames from the chain */
     uint64_t dropped_gone;      /* frames after the interface was gone */
 };
 
@@ -71,8 +64,8 @@ struct FilterPacket {
  * filter_packet_class_init:
  * @oc: class of a filter that has a FilterPacket
  *
- * Add the properties in_netdev, out_netdev and hold_limit.  The filter's file
- * defines filter_packet_get().
+ * Add the properties in_netdev, out_netdev, ring_size and hold_limit.  The
+ * filter's file defines filter_packet_get().
  */
 void filter_packet_class_init(ObjectClass *oc);
 
@@ -89,10 +82,10 @@ FilterPacket *filter_packet_get(Object *obj);
  * @p: part of @nf, zeroed; for the instance_init of @nf
  * @nf: the filter
  * @chr_in: its indev, which the filter itself reads
- * @chr_out: its outdev, used by @p alone when there is an in_netdev
+ * @writer: to its outdev
  */
 void filter_packet_init(FilterPacket *p, NetFilterState *nf,
-                        CharFrontend *chr_in, CharFrontend *chr_out);
+                        CharFrontend *chr_in, FilterWriter *writer);
 
 /**
  * filter_packet_check:
@@ -108,7 +101,7 @@ bool filter_packet_check(FilterPacket *p, const char *indev,
 
 /**
  * filter_packet_setup:
- * @p: a FilterPacket that has been checked; outdev is initialized
+ * @p: a FilterPacket that has been checked; its writer is set up
  * @vnet_hdr: whether messages carry a vnet header
  * @errp: pointer to a NULL-initialized error object
  *
@@ -122,7 +115,7 @@ bool filter_packet_setup(FilterPacket *p, bool vnet_hdr, Error **errp);
  * filter_packet_cleanup:
  * @p: the FilterPacket, in any state
  *
- * Release everything.  To be called before outdev is.
+ * Release everything.  To be called before the writer is.
  */
 void filter_packet_cleanup(FilterPacket *p);
 
@@ -156,13 +149,25 @@ ssize_t filter_packet_receive_iov(FilterPacket *p, unsigned flags,
 int filter_packet_can_read(FilterPacket *p);
 
 /**
- * filter_packet_receive_message:
+ * filter_packet_receive_bytes:
  * @p: the FilterPacket with indev and out_netdev
- * @rs: holds a whole message
+ * @buf: the next bytes of the stream of messages
+ * @len: bytes at @buf
  *
- * Inject the frame of a message from indev, or hold it.
+ * Inject the frames in messages from indev, or hold them.
+ *
+ * Returns: 0, or -1 if the stream is out of step
  */
-void filter_packet_receive_message(FilterPacket *p, const SocketReadState *rs);
+int filter_packet_receive_bytes(FilterPacket *p, const uint8_t *buf,
+                                size_t len);
+
+/**
+ * filter_packet_indev_closed:
+ * @p: the FilterPacket, with indev
+ *
+ * The stream of messages ended; the next one begins with a whole message.
+ */
+void filter_packet_indev_closed(FilterPacket *p);
 
 #else /* !CONFIG_AF_PACKET */
 
@@ -172,7 +177,7 @@ static inline void filter_packet_class_init(ObjectClass *oc)
 
 static inline void filter_packet_init(FilterPacket *p, NetFilterState *nf,
                                       CharFrontend *chr_in,
-                                      CharFrontend *chr_out)
+                                      FilterWriter *writer)
 {
 }
 
@@ -214,8 +219,13 @@ static inline int filter_packet_can_read(FilterPacket *p)
     return 0;
 }
 
-static inline void filter_packet_receive_message(FilterPacket *p,
-                                                 const SocketReadState *rs)
+static inline int filter_packet_receive_bytes(FilterPacket *p,
+                                              const uint8_t *buf, size_t len)
+{
+    return 0;
+}
+
+static inline void filter_packet_indev_closed(FilterPacket *p)
 {
 }
 

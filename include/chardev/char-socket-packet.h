@@ -10,6 +10,9 @@
 #include "chardev/char-socket.h"
 #include "qapi/qapi-types-char.h"
 
+/* Bytes that a frontend gets at once, if it can take them: many frames */
+#define TCP_CHR_READ_BUF_LEN (64 * 1024)
+
 #ifdef CONFIG_AF_PACKET
 
 /**

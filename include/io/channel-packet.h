@@ -21,6 +21,9 @@ OBJECT_DECLARE_SIMPLE_TYPE(QIOChannelPacket, QIO_CHANNEL_PACKET)
  */
 #define QIO_CHANNEL_PACKET_MAX (4096 + 65536)
 
+/* Bytes of the ring that a capture sets up, unless told otherwise */
+#define QIO_CHANNEL_PACKET_RING_SIZE (32 * 1024 * 1024)
+
 /* Wait this long, in microseconds, before a frame without room is retried */
 #define QIO_CHANNEL_PACKET_RETRY_US 1000
 
@@ -36,8 +39,7 @@ OBJECT_DECLARE_SIMPLE_TYPE(QIOChannelPacket, QIO_CHANNEL_PACKET)
  *    the format of filter-mirror, filter-redirector and colo-compare.  A
  *    capturing channel can only be read, an injecting one only be written;
  *
- *  - the frame face, qio_channel_packet_recv_frame() and
- *    qio_channel_packet_send_frame(), spares its caller the stream.
+ *  - qio_channel_packet_recv_frame() spares the reader the stream.
  *
  * Use one face of a channel or the other, from one thread at a time.  All
  * operations are non-blocking unless qio_channel_set_blocking() says
@@ -72,7 +74,7 @@ typedef struct QIOChannelPacketFrame {
  * QIOChannelPacketStats:
  * @frames: frames that have been captured or injected
  * @bytes: the same in bytes, without vnet headers
- * @dropped_kernel: frames that found the socket's receive buffer full
+ * @dropped_kernel: frames that found the ring or the receive buffer full
  * @dropped_unread: captured frames that a detach has thrown away
  * @dropped_truncated: captured frames that were too long for the buffer
  * @dropped_gso: captured GSO frames that would need a vnet header to travel
@@ -162,13 +164,32 @@ bool qio_channel_packet_is_packet_socket(int fd);
 void qio_channel_packet_set_vnet_hdr(QIOChannelPacket *ioc, bool enabled);
 
 /**
+ * qio_channel_packet_set_ring_size:
+ * @ioc: a capturing channel that has not been prepared or activated
+ * @size: bytes, from QIO_PACKET_RING_MIN to QIO_PACKET_RING_MAX; or 0, to
+ *     receive each frame by a system call, into the socket's receive buffer
+ */
+void qio_channel_packet_set_ring_size(QIOChannelPacket *ioc, size_t size);
+
+/**
+ * qio_channel_packet_prepare:
+ * @ioc: a capturing channel
+ *
+ * Set up the ring, which takes its time (qio_packet_ring_init()), so that to
+ * activate @ioc takes none.  A channel that has none by then sets it up when
+ * it is activated.  If the kernel refuses, @ioc captures without a ring.
+ */
+void qio_channel_packet_prepare(QIOChannelPacket *ioc);
+
+/**
  * qio_channel_packet_set_active:
  * @ioc: a capturing channel
  * @active: whether frames are to be captured
  * @errp: pointer to a NULL-initialized error object
  *
- * Begin or end the capture.  Both are immediate.  What was captured before
- * the end stays readable; call qio_channel_packet_detach() when it is read.
+ * Begin or end the capture, with effect from the next frame.  What was
+ * captured before the end stays readable; call qio_channel_packet_detach()
+ * when it is read.
  *
  * Returns: true on success, false on error
  */
@@ -180,12 +201,23 @@ bool qio_channel_packet_set_active(QIOChannelPacket *ioc, bool active,
  * @ioc: a capturing channel that is not active
  *
  * Let the socket cost the host's senders nothing until the capture begins
- * again.  What has not been read is dropped and counted.  The file descriptor
- * changes: remove its handlers before.
+ * again, and give the ring's memory back.  What has not been read is dropped
+ * and counted.  The file descriptor changes: remove its handlers before.
  *
  * Returns: false if nothing was done, as CAP_NET_RAW is missing by now
  */
 bool qio_channel_packet_detach(QIOChannelPacket *ioc);
+
+/**
+ * qio_channel_packet_is_empty:
+ * @ioc: a capturing channel that is not active
+ *
+ * A ring hands frames over with a delay of milliseconds; until then there is
+ * nothing to read, and no event.
+ *
+ * Returns: true if all that was captured has been read
+ */
+bool qio_channel_packet_is_empty(QIOChannelPacket *ioc);
 
 /**
  * qio_channel_packet_recv_frame:
@@ -215,39 +247,6 @@ int qio_channel_packet_recv_frame(QIOChannelPacket *ioc,
  */
 bool qio_channel_packet_complete_frame(QIOChannelPacket *ioc,
                                        QIOChannelPacketFrame *frame);
-
-/**
- * qio_channel_packet_send_frame:
- * @ioc: an injecting channel
- * @frame: the frame, which stays the caller's and is not changed
- * @errp: pointer to a NULL-initialized error object
- *
- * Hand one frame to the interface.  A frame that the interface can never
- * take (over the MTU, malformed, interface down) is dropped and counted.
- *
- * Returns: 0 if @frame is done with; QIO_CHANNEL_ERR_BLOCK if the
- * interface's queue is full, try again after QIO_CHANNEL_PACKET_RETRY_US;
- * -1 if the interface is gone
- */
-int qio_channel_packet_send_frame(QIOChannelPacket *ioc,
-                                  const QIOChannelPacketFrame *frame,
-                                  Error **errp);
-
-/**
- * qio_channel_packet_parse_payload:
- * @payload: what follows the lengths in a message of the stream
- * @len: bytes at @payload, the message's length
- * @vnet_hdr_len: the message's vnet header length, or 0 if it has none
- * @frame: is filled in; its data stays in @payload
- *
- * Find vnet header and frame in the payload of a message.
- *
- * Returns: false if there is no room for a frame, or the vnet header is
- * shorter than its first fields
- */
-bool qio_channel_packet_parse_payload(uint8_t *payload, size_t len,
-                                      size_t vnet_hdr_len,
-                                      QIOChannelPacketFrame *frame);
 
 /**
  * qio_channel_packet_get_fd:

@@ -1,0 +1,226 @@
+/*
+ * Net filters: messages that wait in memory
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+/*
+ * Between a source of messages and a destination that may not take them now.
+ * Both ends can cut a message: a stream that is read arrives in pieces of any
+ * size, and a stream that is written is taken in such.
+ *
+ *   chunk     |############|##################|#########|......|
+ *             0            pos              whole      len   size
+ *              consumed     whole messages    a part of one
+ *
+ * A message that has no room in the rest of a chunk begins a new one; so the
+ * whole messages of a chunk can be handed out in one piece.
+ */
+
+#include "qemu/osdep.h"
+#include "net/packet-queue.h"
+#include "net/net.h"
+#include "qemu/bswap.h"
+#include "qemu/iov.h"
+#include "qemu/units.h"
+
+#define CHUNK_SIZE (256 * KiB)
+
+struct PacketQueueChunk {
+    QSIMPLEQ_ENTRY(PacketQueueChunk) next;
+    size_t pos;
+    size_t whole;
+    size_t len;
+    uint8_t data[];
+};
+
+#define CHUNK_ROOM (CHUNK_SIZE - sizeof(PacketQueueChunk))
+
+static size_t message_head(PacketQueue *q)
+{
+    return (q->vnet_hdr ? 2 : 1) * sizeof(uint32_t);
+}
+
+/* Length of the message at buf, whose first four bytes are there */
+static size_t message_len(PacketQueue *q, const uint8_t *buf)
+{
+    return message_head(q) + (uint32_t)ldl_be_p(buf);
+}
+
+void packet_queue_init(PacketQueue *q, bool vnet_hdr)
+{
+    QSIMPLEQ_INIT(&q->chunks);
+    q->vnet_hdr = vnet_hdr;
+}
+
+static void packet_queue_remove_first(PacketQueue *q)
+{
+    PacketQueueChunk *chunk = QSIMPLEQ_FIRST(&q->chunks);
+
+    QSIMPLEQ_REMOVE_HEAD(&q->chunks, next);
+    if (q->spare) {
+        g_free(chunk);
+    } else {
+        q->spare = chunk;
+    }
+}
+
+/* A chunk behind the last; the part of a message at its end goes along */
+static PacketQueueChunk *packet_queue_add_chunk(PacketQueue *q)
+{
+    PacketQueueChunk *last = QSIMPLEQ_LAST(&q->chunks, PacketQueueChunk, next);
+    PacketQueueChunk *chunk = q->spare ?: g_malloc(CHUNK_SIZE);
+
+    q->spare = NULL;
+    chunk->pos = chunk->whole = chunk->len = 0;
+    if (last) {
+        chunk->len = last->len - last->whole;
+        memcpy(chunk->data, last->data + last->whole, chunk->len);
+        last->len = last->whole;
+    }
+    QSIMPLEQ_INSERT_TAIL(&q->chunks, chunk, next);
+    if (last && last->pos == last->len) {
+        /* That part was all it had, so it is the first as well */
+        packet_queue_remove_first(q);
+    }
+    return chunk;
+}
+
+/* The last chunk, with room for that many bytes more */
+static PacketQueueChunk *packet_queue_reserve(PacketQueue *q, size_t len)
+{
+    PacketQueueChunk *last = QSIMPLEQ_LAST(&q->chunks, PacketQueueChunk, next);
+
+    return last && len <= CHUNK_ROOM - last->len ? last :
+           packet_queue_add_chunk(q);
+}
+
+void packet_queue_put(PacketQueue *q, const void *hdr, size_t hdr_len,
+                      const struct iovec *iov, int iovcnt, size_t offset)
+{
+    size_t packet_len = iov_size(iov, iovcnt) - offset;
+    size_t payload_len = packet_len + (hdr ? hdr_len : 0);
+    size_t len = message_head(q) + payload_len;
+    PacketQueueChunk *chunk = packet_queue_reserve(q, len);
+    uint8_t *pos = chunk->data + chunk->len;
+
+    assert(payload_len <= NET_BUFSIZE && chunk->len == chunk->whole);
+    stl_be_p(pos, payload_len);
+    if (q->vnet_hdr) {
+        stl_be_p(pos + sizeof(uint32_t), hdr_len);
+    }
+    pos += message_head(q);
+    if (hdr) {
+        memcpy(pos, hdr, hdr_len);
+        pos += hdr_len;
+    }
+    iov_to_buf(iov, iovcnt, offset, pos, packet_len);
+
+    chunk->len += len;
+    chunk->whole = chunk->len;
+    q->bytes += len;
+}
+
+uint32_t packet_queue_put_bytes(PacketQueue *q, const uint8_t *buf, size_t len)
+{
+    while (len) {
+        PacketQueueChunk *chunk = packet_queue_reserve(q, sizeof(uint32_t));
+        size_t part = chunk->len - chunk->whole;
+        size_t whole = sizeof(uint32_t);
+        size_t n;
+
+        if (part >= whole) {
+            whole = message_len(q, chunk->data + chunk->whole);
+            chunk = packet_queue_reserve(q, whole - part);
+        }
+        n = MIN(len, whole - part);
+        memcpy(chunk->data + chunk->len, buf, n);
+        chunk->len += n;
+        q->bytes += n;
+        buf += n;
+        len -= n;
+
+        part += n;
+        if (part >= sizeof(uint32_t)) {
+            whole = message_len(q, chunk->data + chunk->whole);
+            if (whole > message_head(q) + NET_BUFSIZE) {
+                return whole - message_head(q);
+            }
+            if (part == whole) {
+                chunk->whole = chunk->len;
+            }
+        }
+    }
+    return 0;
+}
+
+void packet_queue_truncate(PacketQueue *q)
+{
+    PacketQueueChunk *last = QSIMPLEQ_LAST(&q->chunks, PacketQueueChunk, next);
+
+    if (last) {
+        q->bytes -= last->len - last->whole;
+        last->len = last->whole;
+    }
+}
+
+uint8_t *packet_queue_peek(PacketQueue *q, size_t *len)
+{
+    PacketQueueChunk *chunk = QSIMPLEQ_FIRST(&q->chunks);
+
+    *len = chunk ? chunk->whole - chunk->pos : 0;
+    return *len ? chunk->data + chunk->pos : NULL;
+}
+
+void packet_queue_consume(PacketQueue *q, size_t len)
+{
+    PacketQueueChunk *chunk = QSIMPLEQ_FIRST(&q->chunks);
+
+    assert(len <= chunk->whole - chunk->pos);
+    chunk->pos += len;
+    q->bytes -= len;
+    if (chunk->pos == chunk->len) {
+        if (QSIMPLEQ_NEXT(chunk, next)) {
+            packet_queue_remove_first(q);
+        } else {
+            chunk->pos = chunk->whole = chunk->len = 0;
+        }
+    }
+}
+
+void packet_queue_rewind(PacketQueue *q)
+{
+    PacketQueueChunk *chunk = QSIMPLEQ_FIRST(&q->chunks);
+    size_t start = 0;
+    size_t end = 0;
+
+    if (!chunk) {
+        return;
+    }
+    while (end < chunk->pos) {
+        start = end;
+        end += message_len(q, chunk->data + start);
+    }
+    if (end > chunk->pos) {
+        q->bytes += chunk->pos - start;
+        chunk->pos = start;
+    }
+}
+
+uint64_t packet_queue_clear(PacketQueue *q)
+{
+    PacketQueueChunk *chunk;
+    uint64_t n = 0;
+
+    packet_queue_rewind(q);
+    while ((chunk = QSIMPLEQ_FIRST(&q->chunks))) {
+        while (chunk->pos < chunk->whole) {
+            chunk->pos += message_len(q, chunk->data + chunk->pos);
+            n++;
+        }
+        packet_queue_remove_first(q);
+    }
+    g_clear_pointer(&q->spare, g_free);
+    q->bytes = 0;
+    return n;
+}
