@@ -12,7 +12,7 @@ QEMU_DIR ?= .qemu
 export QEMU_DIR
 
 .PHONY: help deps src build check demo export verify verify-each series clean \
-	check-all
+	check-all bench
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | \
@@ -35,6 +35,10 @@ check-all: build ## every cell of the migration matrix, with vhost-net (slow)
 
 demo: build ## the main job on real input; ends with a table and a picture
 	@lab/demo
+
+bench: build ## speed of the data path against others, as tables (slow)
+	@dev/build stock
+	@bench/run
 
 export: ## write the edits made in .qemu/src back into this repository
 	@dev/qtree.py export

@@ -10,10 +10,10 @@
  *       [--touch]
  *
  * The ring is set up as QEMU's: 32 MiB in blocks of 1 MiB, each retired after
- * 1 ms at the latest. Without --latency a frame's arrival is not looked at,
- * and of its bytes only the tag is: the ring is then the floor for whoever wants
- * to know that a frame was there. --touch copies each frame, as somebody must
- * who wants to hand it on.
+ * 1 ms at the latest. Without --latency a frame's arrival is not looked at, and
+ * of its bytes only the tag is: the ring is then the floor for whoever wants to
+ * know that a frame was there. --touch copies each frame, as somebody must who
+ * wants to hand it on.
  */
 #include "traffic.h"
 

@@ -78,6 +78,7 @@
 
 #include "io/channel-packet.h"
 #include "io/channel-util.h"
+#include "io/packet-gso.h"
 #include "io/packet-ring.h"
 #include "qapi/error.h"
 #include "qemu/bswap.h"
@@ -91,6 +92,12 @@
 
 /* While the interface is down, look this often whether it is gone */
 #define PACKET_DOWN_CHECK_US (1000 * 1000)
+
+/*
+ * A full queue and an interface that does not take GSO frames look the same.
+ * One that cannot be cut is dropped after this time.
+ */
+#define PACKET_GSO_RETRY_US (1000 * 1000)
 
 /* Frames of the stream that are dropped before a read gives the loop back */
 #define PACKET_MAX_DROPS 64
@@ -145,6 +152,13 @@ struct QIOChannelPacket {
     /* To be read from the stream: rest of a message's head, and its frame */
     uint8_t head[MSG_HDR_MAX + sizeof(struct virtio_net_hdr)];
     struct iovec rest[2];
+
+    /* A GSO frame that is cut: to be read, or because it was refused */
+    uint8_t *segment;
+    QIOPacketGso gso;
+    bool cutting;
+    unsigned segments_sent;
+    int64_t gso_until;          /* if it cannot be cut, drop it then, in us */
 
     /* For sendmmsg() */
     struct mmsghdr msgs[PACKET_BATCH];
@@ -232,6 +246,7 @@ static QIOChannelPacket *packet_new(int fd, QIOChannelPacketMode mode)
     pioc->fd = fd;
     pioc->mode = mode;
     pioc->buf = g_malloc(MSG_HDR_MAX + QIO_CHANNEL_PACKET_MAX);
+    pioc->segment = g_malloc(QIO_CHANNEL_PACKET_MAX);
     pioc->ring_size = QIO_CHANNEL_PACKET_RING_SIZE;
     return pioc;
 }
@@ -787,55 +802,6 @@ int qio_channel_packet_recv_frame(QIOChannelPacket *pioc,
     return ret;
 }
 
-/* The Internet checksum (RFC 1071) of @len bytes, as a big-endian number */
-static uint16_t packet_checksum(const uint8_t *data, size_t len)
-{
-    uint64_t sum = 0;
-    size_t i;
-
-    for (i = 0; i + 1 < len; i += 2) {
-        sum += lduw_be_p(data + i);
-    }
-    if (i < len) {
-        sum += data[i] << 8;
-    }
-    while (sum >> 16) {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    return ~sum;
-}
-
-bool qio_channel_packet_complete_frame(QIOChannelPacket *pioc,
-                                       QIOChannelPacketFrame *frame)
-{
-    struct virtio_net_hdr *hdr = &frame->vnet_hdr;
-    size_t field = hdr->csum_start + hdr->csum_offset;
-    uint16_t sum;
-
-    if (hdr->gso_type != VIRTIO_NET_HDR_GSO_NONE) {
-        packet_count_drop(pioc, &pioc->stats.dropped_gso, 1,
-                          "a GSO frame needs 'vnet_hdr_support' or "
-                          "'af-packet-vnet-hdr' to travel");
-        return false;
-    }
-    if (hdr->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) {
-        if (field + sizeof(sum) > frame->len) {
-            packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1,
-                              "the checksum is outside the frame");
-            return false;
-        }
-        /*
-         * The field already holds the pseudo header's sum.  A sum of 0 is
-         * sent as 0xffff, for in UDP 0 means that there is none.
-         */
-        sum = packet_checksum(frame->data + hdr->csum_start,
-                              frame->len - hdr->csum_start);
-        stw_be_p(frame->data + field, sum ?: 0xffff);
-    }
-    memset(hdr, 0, sizeof(*hdr));
-    return true;
-}
-
 /*
  * The kernel refused a frame with errno: what of it?  Returns 1 if the frame
  * is done with, 0 if there is no room for it now, -1 if the interface is gone.
@@ -874,6 +840,62 @@ static int packet_send_error(QIOChannelPacket *pioc, Error **errp)
 }
 
 /*
+ * The kernel refused a GSO frame with ENOBUFS: there is no room for it, or the
+ * interface does not take such frames.  The qdisc would have it cut for the
+ * latter, but is bypassed (Linux 6.18).  So cut it here; if the first segment
+ * is refused too, then it is for lack of room.  The frame comes again until
+ * its last segment is sent.  Returns as above.
+ */
+static int packet_send_segments(QIOChannelPacket *pioc,
+                                const QIOChannelPacketFrame *frame,
+                                Error **errp)
+{
+    static const struct virtio_net_hdr no_hdr;
+    QIOPacketGso gso;
+    const char *reason;
+    struct iovec iov[2] = {
+        { .iov_base = (void *)&no_hdr, .iov_len = sizeof(no_hdr) },
+        { .iov_base = pioc->segment },
+    };
+    struct msghdr msg = { .msg_iov = iov, .msg_iovlen = ARRAY_SIZE(iov) };
+    int64_t now = g_get_monotonic_time();
+    unsigned sent = 0;
+    int ret = 1;
+
+    if (!qio_packet_gso_init(&gso, &frame->vnet_hdr, frame->data, frame->len,
+                             &reason)) {
+        pioc->gso_until = pioc->gso_until ?: now + PACKET_GSO_RETRY_US;
+        if (now < pioc->gso_until) {
+            errno = ENOBUFS;
+            return packet_send_error(pioc, errp);
+        }
+        pioc->gso_until = 0;
+        packet_count_drop(pioc, &pioc->stats.dropped_gso, 1, reason);
+        return 1;
+    }
+    assert(gso.max_len <= QIO_CHANNEL_PACKET_MAX);
+
+    while ((iov[1].iov_len = qio_packet_gso_next(&gso, pioc->segment))) {
+        if (sent++ < pioc->segments_sent) {
+            continue;
+        }
+        if (RETRY_ON_EINTR(sendmsg(pioc->fd, &msg,
+                                   MSG_DONTWAIT | MSG_NOSIGNAL)) < 0) {
+            ret = packet_send_error(pioc, errp);
+            if (ret <= 0) {
+                return ret;
+            }
+        }
+        pioc->segments_sent++;
+    }
+    pioc->segments_sent = 0;
+    pioc->retry_at = 0;
+    pioc->stats.frames++;
+    pioc->stats.bytes += frame->len;
+    return 1;
+}
+
+/*
  * Hand frames to the interface.  Returns how many are done with, one way or
  * the other, which is less than n if there is no room for the next; -1 if the
  * interface is gone.
@@ -902,10 +924,21 @@ static ssize_t packet_send_frames(QIOChannelPacket *pioc,
             };
         }
 
+        if (pioc->segments_sent) {
+            /* The rest of a frame that was begun */
+            ret = packet_send_segments(pioc, &frames[done], errp);
+            if (ret <= 0) {
+                return ret < 0 ? ret : done;
+            }
+            done += ret;
+            continue;
+        }
+
         ret = RETRY_ON_EINTR(sendmmsg(pioc->fd, pioc->msgs, batch,
                                       MSG_DONTWAIT | MSG_NOSIGNAL));
         if (ret > 0) {
             pioc->down = false;
+            pioc->gso_until = 0;
             pioc->retry_at = 0;
             pioc->stats.frames += ret;
             for (int i = 0; i < ret; i++) {
@@ -913,7 +946,9 @@ static ssize_t packet_send_frames(QIOChannelPacket *pioc,
             }
         } else {
             /* About the first frame: an error of a later one comes again */
-            ret = packet_send_error(pioc, errp);
+            ret = errno == ENOBUFS && frames[done].vnet_hdr.gso_type ?
+                  packet_send_segments(pioc, &frames[done], errp) :
+                  packet_send_error(pioc, errp);
             if (ret <= 0) {
                 return ret < 0 ? ret : done;
             }
@@ -926,34 +961,65 @@ static ssize_t packet_send_frames(QIOChannelPacket *pioc,
 
 /* The byte stream */
 
+/* The frame is what is to be read next */
+static void packet_make_message(QIOChannelPacket *pioc,
+                                const struct virtio_net_hdr *hdr,
+                                uint8_t *data, size_t len)
+{
+    uint8_t *head = pioc->head;
+
+    if (pioc->vnet_hdr) {
+        stl_be_p(head, sizeof(*hdr) + len);
+        stl_be_p(head + 4, sizeof(*hdr));
+        memcpy(head + 8, hdr, sizeof(*hdr));
+        head += 8 + sizeof(*hdr);
+    } else {
+        stl_be_p(head, len);
+        head += 4;
+    }
+    pioc->rest[0].iov_base = pioc->head;
+    pioc->rest[0].iov_len = head - pioc->head;
+    pioc->rest[1].iov_base = data;
+    pioc->rest[1].iov_len = len;
+}
+
 /* Make a message of the next frame: the same returns as receiving a frame */
 static int packet_recv_message(QIOChannelPacket *pioc, Error **errp)
 {
+    static const struct virtio_net_hdr no_hdr;
     QIOChannelPacketFrame frame;
-    uint8_t *head = pioc->head;
+    const char *reason;
+    size_t len;
     int ret;
+
+    if (pioc->cutting) {
+        len = qio_packet_gso_next(&pioc->gso, pioc->segment);
+        pioc->cutting = len;
+        if (len) {
+            packet_make_message(pioc, &no_hdr, pioc->segment, len);
+            return 1;
+        }
+    }
 
     ret = qio_channel_packet_recv_frame(pioc, &frame, errp);
     if (ret != 1) {
         return ret;
     }
-    if (!pioc->vnet_hdr && !qio_channel_packet_complete_frame(pioc, &frame)) {
+    if (!pioc->vnet_hdr && frame.vnet_hdr.gso_type) {
+        pioc->cutting = qio_packet_gso_init(&pioc->gso, &frame.vnet_hdr,
+                                            frame.data, frame.len, &reason);
+        if (!pioc->cutting) {
+            packet_count_drop(pioc, &pioc->stats.dropped_gso, 1, reason);
+        }
         return 0;
     }
-
-    if (pioc->vnet_hdr) {
-        stl_be_p(head, sizeof(frame.vnet_hdr) + frame.len);
-        stl_be_p(head + 4, sizeof(frame.vnet_hdr));
-        memcpy(head + 8, &frame.vnet_hdr, sizeof(frame.vnet_hdr));
-        head += 8 + sizeof(frame.vnet_hdr);
-    } else {
-        stl_be_p(head, frame.len);
-        head += 4;
+    if (!pioc->vnet_hdr && !qio_packet_fill_checksum(&frame.vnet_hdr,
+                                                     frame.data, frame.len)) {
+        packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1,
+                          "the checksum is outside the frame");
+        return 0;
     }
-    pioc->rest[0].iov_base = pioc->head;
-    pioc->rest[0].iov_len = head - pioc->head;
-    pioc->rest[1].iov_base = frame.data;
-    pioc->rest[1].iov_len = frame.len;
+    packet_make_message(pioc, &frame.vnet_hdr, frame.data, frame.len);
     return 1;
 }
 
@@ -1346,6 +1412,7 @@ static void qio_channel_packet_finalize(Object *obj)
     qio_channel_packet_close(QIO_CHANNEL(obj), NULL);
     g_free(pioc->ifname);
     g_free(pioc->buf);
+    g_free(pioc->segment);
 }
 
 static void qio_channel_packet_class_init(ObjectClass *klass, const void *data)

@@ -46,6 +46,9 @@
  *   becomes inactive   stop the timer
  *   interface gone     while active, drop all, and count
  *
+ *   VM starts after    once nothing is held, announce the guest's new location
+ *   its migration
+ *
  * The redirector tells of "active" when the VM starts only after its devices
  * have started.  A frame that was injected before that could be read by QEMU
  * and then thrown away by the start of vhost.
@@ -53,7 +56,10 @@
 
 #include "qemu/osdep.h"
 #include "net/filter-packet.h"
+#include "chardev/char-socket-packet.h"
+#include "io/packet-gso.h"
 #include "io/packet-ring.h"
+#include "net/announce.h"
 #include "net/filter-activity.h"
 #include "net/net.h"
 #include "qapi/error.h"
@@ -82,9 +88,12 @@ QEMU_BUILD_BUG_ON(QIO_CHANNEL_PACKET_MAX != NET_BUFSIZE);
 #define FILTER_PACKET_DRAIN_POLL_US 200
 #define FILTER_PACKET_DRAIN_US (100 * 1000)
 
+/* Of 64 KiB, when the VM starts after its migration: 4 MiB */
+#define FILTER_PACKET_ARRIVE_READS 64
+
 #define FILTER_PACKET_HOLD_LIMIT (64 * MiB)
 
-static const char *filter_packet_id(FilterPacket *p)
+const char *filter_packet_id(FilterPacket *p)
 {
     return object_get_canonical_path_component(OBJECT(p->nf));
 }
@@ -117,8 +126,48 @@ static void filter_packet_put_vnet_hdr(uint8_t *buf, size_t len,
     memcpy(buf, hdr, MIN(len, sizeof(*hdr)));
 }
 
-static void filter_packet_to_outdev(FilterPacket *p,
-                                    QIOChannelPacketFrame *frame)
+/*
+ * Without vnet headers on the way every frame must be complete in itself: fill
+ * in its checksum, or cut it into segments, or drop and count it.
+ */
+static void filter_packet_complete(FilterPacket *p,
+                                   QIOChannelPacketFrame *frame,
+                                   void (*emit)(FilterPacket *p,
+                                                QIOChannelPacketFrame *frame))
+{
+    static const struct virtio_net_hdr no_hdr;
+    QIOPacketGso gso;
+    const char *reason;
+
+    if (!frame->vnet_hdr.gso_type) {
+        if (!qio_packet_fill_checksum(&frame->vnet_hdr, frame->data,
+                                      frame->len)) {
+            filter_count_drop(p->nf, &p->dropped_invalid, 1,
+                              "the checksum is outside the frame");
+            return;
+        }
+        frame->vnet_hdr = no_hdr;
+        emit(p, frame);
+        return;
+    }
+
+    if (!qio_packet_gso_init(&gso, &frame->vnet_hdr, frame->data, frame->len,
+                             &reason)) {
+        filter_count_drop(p->nf, &p->dropped_gso, 1, reason);
+        return;
+    }
+    if (!p->segment) {
+        p->segment = g_malloc(2 * QIO_CHANNEL_PACKET_MAX);
+    }
+    frame->vnet_hdr = no_hdr;
+    frame->data = p->segment;
+    while ((frame->len = qio_packet_gso_next(&gso, p->segment))) {
+        emit(p, frame);
+    }
+}
+
+static void filter_packet_emit_to_outdev(FilterPacket *p,
+                                         QIOChannelPacketFrame *frame)
 {
     struct virtio_net_hdr_v1_hash_tunnel hdr;
     size_t hdr_len = 0;
@@ -127,15 +176,23 @@ static void filter_packet_to_outdev(FilterPacket *p,
         hdr_len = MAX(p->nf->netdev->vnet_hdr_len, sizeof(frame->vnet_hdr));
         assert(hdr_len <= sizeof(hdr));
         filter_packet_put_vnet_hdr((uint8_t *)&hdr, hdr_len, &frame->vnet_hdr);
-    } else if (!qio_channel_packet_complete_frame(p->ioc, frame)) {
-        return;
     }
     filter_writer_put_frame(p->writer, p->vnet_hdr ? &hdr : NULL, hdr_len,
                             frame->data, frame->len);
 }
 
-static void filter_packet_to_chain(FilterPacket *p,
-                                   QIOChannelPacketFrame *frame)
+static void filter_packet_to_outdev(FilterPacket *p,
+                                    QIOChannelPacketFrame *frame)
+{
+    if (p->vnet_hdr) {
+        filter_packet_emit_to_outdev(p, frame);
+    } else {
+        filter_packet_complete(p, frame, filter_packet_emit_to_outdev);
+    }
+}
+
+static void filter_packet_emit_to_chain(FilterPacket *p,
+                                        QIOChannelPacketFrame *frame)
 {
     struct virtio_net_hdr_v1_hash_tunnel hdr;
     NetClientState *netdev = p->nf->netdev;
@@ -145,14 +202,21 @@ static void filter_packet_to_chain(FilterPacket *p,
     };
     int skip = !netdev->vnet_hdr_len;
 
-    if (skip && !qio_channel_packet_complete_frame(p->ioc, frame)) {
-        return;
-    }
     assert(netdev->vnet_hdr_len <= sizeof(hdr));
     filter_packet_put_vnet_hdr((uint8_t *)&hdr, netdev->vnet_hdr_len,
                                &frame->vnet_hdr);
     qemu_netfilter_pass_to_next(netdev, QEMU_NET_PACKET_FLAG_COPY,
                                 iov + skip, ARRAY_SIZE(iov) - skip, p->nf);
+}
+
+static void filter_packet_to_chain(FilterPacket *p,
+                                   QIOChannelPacketFrame *frame)
+{
+    if (p->nf->netdev->vnet_hdr_len) {
+        filter_packet_emit_to_chain(p, frame);
+    } else {
+        filter_packet_complete(p, frame, filter_packet_emit_to_chain);
+    }
 }
 
 /* Leave the traffic; true if that drops what has not been read */
@@ -277,6 +341,30 @@ static void filter_packet_drop_held(FilterPacket *p)
                       "the host interface is gone");
 }
 
+/*
+ * Tell the network where the guest is now.  QEMU does so before its VM runs,
+ * too early: frames that it brings directly would overtake those that are
+ * held; and vhost, when it starts, undoes it.
+ */
+static void filter_packet_announce(FilterPacket *p)
+{
+    NetClientState *nc = qemu_find_netdev(p->out_netdev);
+    AnnounceTimer timer = { 0 };
+    strList nic = { 0 };
+    AnnounceParameters params = {
+        .rounds = 1,
+        .has_interfaces = true,
+        .interfaces = &nic,
+    };
+
+    p->announce = false;
+    if (nc && nc->peer) {
+        nic.value = nc->peer->name;
+        trace_filter_packet_announce(filter_packet_id(p), nic.value);
+        qemu_announce_self(&timer, &params);
+    }
+}
+
 /* Send what is held, in order, until done, or no room, or a turn's share */
 static void filter_packet_release(void *opaque)
 {
@@ -302,30 +390,68 @@ static void filter_packet_release(void *opaque)
 
     if (packet_queue_peek(&p->held, &len)) {
         filter_packet_go_on_in(p, n > 0 ? 0 : QIO_CHANNEL_PACKET_RETRY_US);
+    } else if (p->announce) {
+        filter_packet_announce(p);
     }
     if (p->not_read && filter_packet_can_read(p)) {
         qemu_chr_fe_accept_input(p->chr_in);
     }
 }
 
+/*
+ * The VM starts after its migration.  While QEMU loaded its last state it did
+ * not read indev.  Catch up with that, for the source is about to be told that
+ * the migration is complete, and may be gone a moment later: by then, frames
+ * should come here.
+ */
+static void filter_packet_arrive(FilterPacket *p)
+{
+    Chardev *chr = p->has_indev ? qemu_chr_fe_get_driver(p->chr_in) : NULL;
+
+    p->incoming = false;
+    for (int i = 0; chr && i < FILTER_PACKET_ARRIVE_READS; i++) {
+        uint64_t received = p->received;
+
+        qemu_chr_socket_read_now(chr);
+        filter_packet_release(p);
+        if (p->received == received) {
+            break;
+        }
+    }
+    p->announce = true;
+}
+
 static void filter_packet_inject_set_active(FilterPacket *p)
 {
     if (p->active) {
+        if (p->incoming) {
+            filter_packet_arrive(p);
+        }
         filter_packet_release(p);
     } else {
         timer_del(p->timer);
     }
 }
 
-ssize_t filter_packet_receive_iov(FilterPacket *p, unsigned flags,
-                                  const struct iovec *iov, int iovcnt)
+ssize_t filter_packet_receive_iov(FilterPacket *p, NetClientState *sender,
+                                  unsigned flags, const struct iovec *iov,
+                                  int iovcnt)
 {
     struct virtio_net_hdr hdr = { 0 };
     size_t size = iov_size(iov, iovcnt);
     size_t hdr_len = flags & QEMU_NET_PACKET_FLAG_RAW ?
                      0 : p->nf->netdev->vnet_hdr_len;
 
-    if (!p->out_netdev || p->has_indev || size <= hdr_len) {
+    if (p->switchover) {
+        return filter_switchover_receive_iov(&p->sw, sender, flags, iov,
+                                             iovcnt);
+    }
+    if ((p->incoming || p->announce) && p->out_netdev &&
+        (flags & QEMU_NET_PACKET_FLAG_RAW)) {
+        /* An announcement of QEMU's, which comes too early */
+        return size;
+    }
+    if (!p->active || !p->out_netdev || p->has_indev || size <= hdr_len) {
         return 0;
     }
     if (p->held.bytes && p->held.bytes >= p->hold_limit) {
@@ -363,6 +489,7 @@ int filter_packet_receive_bytes(FilterPacket *p, const uint8_t *buf,
 {
     uint32_t too_long = packet_queue_put_bytes(&p->held, buf, len);
 
+    p->received += len;
     if (too_long) {
         error_report("filter-redirector '%s': packet of %" PRIu32 " bytes "
                      "announced, at most %d are possible: connection "
@@ -381,17 +508,59 @@ void filter_packet_indev_closed(FilterPacket *p)
 }
 
 
+/* Switchover */
+
+void filter_packet_take(FilterPacket *p, unsigned flags,
+                        const struct iovec *iov, int iovcnt, bool copy)
+{
+    size_t size = iov_size(iov, iovcnt);
+    size_t hdr_len = flags & QEMU_NET_PACKET_FLAG_RAW ?
+                     0 : p->nf->netdev->vnet_hdr_len;
+    QIOChannelPacketFrame frame = { .len = size - MIN(size, hdr_len) };
+
+    if (!frame.len || frame.len > NET_BUFSIZE -
+                      sizeof(struct virtio_net_hdr_v1_hash_tunnel)) {
+        filter_count_drop(p->nf, &p->dropped_too_big, 1,
+                          "empty, or longer than a message may be");
+        return;
+    }
+    if (!p->segment) {
+        p->segment = g_malloc(2 * QIO_CHANNEL_PACKET_MAX);
+    }
+    iov_to_buf(iov, iovcnt, 0, &frame.vnet_hdr,
+               MIN(hdr_len, sizeof(frame.vnet_hdr)));
+    frame.data = p->segment + QIO_CHANNEL_PACKET_MAX;
+    iov_to_buf(iov, iovcnt, hdr_len, frame.data, frame.len);
+
+    if (copy && p->ioc) {
+        packet_queue_put(&p->held, &frame.vnet_hdr, sizeof(frame.vnet_hdr),
+                         &(struct iovec) { frame.data, frame.len }, 1, 0);
+    }
+    filter_packet_to_outdev(p, &frame);
+    filter_writer_flush_soon(p->writer);
+}
+
+void filter_packet_give_back(FilterPacket *p)
+{
+    if (p->ioc) {
+        filter_packet_release(p);
+    }
+}
+
+
 /* Both */
 
 void filter_packet_set_active(FilterPacket *p, bool active)
 {
-    if (!p->ioc || p->active == active) {
+    if (!(p->ioc || p->switchover) || p->active == active) {
         return;
     }
     p->active = active;
     trace_filter_packet_set_active(filter_packet_id(p), active,
                                    p->held.bytes);
-    if (p->in_netdev) {
+    if (p->switchover) {
+        filter_switchover_set_active(&p->sw, active);
+    } else if (p->in_netdev) {
         filter_packet_capture_set_active(p);
     } else {
         filter_packet_inject_set_active(p);
@@ -445,17 +614,29 @@ bool filter_packet_check(FilterPacket *p, const char *indev,
     return true;
 }
 
-bool filter_packet_setup(FilterPacket *p, bool vnet_hdr, Error **errp)
+/*
+ * Is this about the frames that a migration would lose?  To be active in the
+ * stopped VM only, with the filter's own netdev as the source, says so.
+ */
+static bool filter_packet_is_switchover(FilterPacket *p)
+{
+    FilterActivity *act = filter_activity_get(OBJECT(p->nf));
+
+    return p->has_outdev && !p->has_indev &&
+           act->when_stopped && !act->when_running &&
+           p->nf->direction != NET_FILTER_DIRECTION_RX &&
+           p->nf->netdev->info->poll &&
+           (!p->in_netdev || !strcmp(p->in_netdev, p->nf->netdev_id));
+}
+
+/* Open the netdev's interface */
+static bool filter_packet_open(FilterPacket *p, const char *option,
+                               const char *id, QIOChannelPacketMode mode,
+                               Error **errp)
 {
     ERRP_GUARD();
-    const char *option = p->in_netdev ? "in_netdev" : "out_netdev";
-    const char *id = p->in_netdev ?: p->out_netdev;
     g_autofree char *ifname = NULL;
     NetClientState *nc;
-
-    if (!id) {
-        return true;
-    }
 
     if (qemu_find_net_clients_except(id, &nc, NET_CLIENT_DRIVER_NIC, 1) < 1) {
         error_setg(errp, "'%s': netdev '%s' not found", option, id);
@@ -469,45 +650,68 @@ bool filter_packet_setup(FilterPacket *p, bool vnet_hdr, Error **errp)
     }
     ifname = nc->info->get_host_ifname(nc, errp);
     if (ifname) {
-        p->ioc = qio_channel_packet_new_ifname(ifname, p->in_netdev ?
-                                               QIO_CHANNEL_PACKET_CAPTURE :
-                                               QIO_CHANNEL_PACKET_INJECT,
-                                               errp);
+        p->ioc = qio_channel_packet_new_ifname(ifname, mode, errp);
     }
     if (!p->ioc) {
         error_prepend(errp, "'%s': ", option);
         return false;
     }
+    return true;
+}
 
-    p->timer = timer_new_us(QEMU_CLOCK_REALTIME, p->in_netdev ?
-                            filter_packet_capture : filter_packet_release, p);
-    if (p->in_netdev) {
-        p->vnet_hdr = vnet_hdr;
+bool filter_packet_setup(FilterPacket *p, bool vnet_hdr, Error **errp)
+{
+    bool captures;
+
+    p->switchover = filter_packet_is_switchover(p);
+    captures = p->in_netdev && !p->switchover;
+    if ((p->in_netdev &&
+         !filter_packet_open(p, "in_netdev", p->in_netdev,
+                             captures ? QIO_CHANNEL_PACKET_CAPTURE :
+                             QIO_CHANNEL_PACKET_INJECT, errp)) ||
+        (p->out_netdev &&
+         !filter_packet_open(p, "out_netdev", p->out_netdev,
+                             QIO_CHANNEL_PACKET_INJECT, errp))) {
+        return false;
+    }
+
+    p->vnet_hdr = vnet_hdr;
+    p->incoming = runstate_check(RUN_STATE_INMIGRATE);
+    if (p->ioc) {
+        p->timer = timer_new_us(QEMU_CLOCK_REALTIME, captures ?
+                                filter_packet_capture : filter_packet_release,
+                                p);
+    }
+    if (captures) {
         qio_channel_packet_set_ring_size(p->ioc, p->ring_size);
         filter_writer_on_change(p->writer, filter_packet_capture_update, p);
         migration_add_notifier(&p->migration, filter_packet_migration);
-    } else {
-        /* What comes from the chain always has one */
-        p->vnet_hdr = vnet_hdr || !p->has_indev;
-        qio_channel_packet_set_vnet_hdr(p->ioc, p->vnet_hdr);
-        packet_queue_init(&p->held, p->vnet_hdr);
+    } else if (p->ioc) {
+        /* What comes from the chain always has a vnet header */
+        bool held_vnet_hdr = vnet_hdr || !p->has_indev;
+
+        qio_channel_packet_set_vnet_hdr(p->ioc, held_vnet_hdr);
+        packet_queue_init(&p->held, held_vnet_hdr);
+    }
+    if (p->switchover) {
+        filter_switchover_setup(&p->sw, p);
     }
     return true;
 }
 
 void filter_packet_cleanup(FilterPacket *p)
 {
+    filter_switchover_cleanup(&p->sw);
     if (p->ioc) {
         qemu_set_fd_handler(qio_channel_packet_get_fd(p->ioc),
                             NULL, NULL, NULL);
-        if (p->in_netdev) {
-            migration_remove_notifier(&p->migration);
-        }
+        migration_remove_notifier(&p->migration);
         packet_queue_clear(&p->held);
         timer_free(p->timer);
         object_unref(OBJECT(p->ioc));
         p->ioc = NULL;
     }
+    g_free(p->segment);
     g_free(p->in_netdev);
     g_free(p->out_netdev);
 }

@@ -10,10 +10,10 @@
 #include "chardev/char-fe.h"
 #include "io/channel-packet.h"
 #include "migration/misc.h"
+#include "net/filter-switchover.h"
 #include "net/filter-writer.h"
 #include "qapi/error.h"
 
-typedef struct FilterPacket FilterPacket;
 
 /* A capture's socket */
 typedef enum FilterPacketState {
@@ -25,8 +25,8 @@ typedef enum FilterPacketState {
 
 /*
  * FilterPacket: the part of a redirector's state behind in_netdev, out_netdev,
- * ring_size and hold_limit.  All of its functions are for the main loop's thread, or
- * any other that holds the BQL.
+ * ring_size and hold_limit.  All of its functions are for the main loop's
+ * thread, or any other that holds the BQL.
  */
 struct FilterPacket {
     NetFilterState *nf;
@@ -42,19 +42,28 @@ struct FilterPacket {
     bool has_outdev;
     bool vnet_hdr;              /* on the wire */
 
+    bool switchover;            /* takes the frames of a stopped VM */
+    FilterSwitchover sw;
+
     QIOChannelPacket *ioc;      /* NULL: neither in_netdev nor out_netdev */
     bool active;
     bool gone;                  /* the interface */
     QEMUTimer *timer;           /* go on with what there is to do */
+    uint8_t *segment;           /* two frames */
 
     FilterPacketState state;    /* of a capture */
     int64_t drain_until;        /* give up waiting for the ring, in us */
     NotifierWithReturn migration;
 
-    PacketQueue held;           /* to be injected */
+    PacketQueue held;           /* to be injected, or given back */
     bool not_read;              /* indev has to wait */
+    bool incoming;              /* the VM has not run yet, but elsewhere */
+    bool announce;              /* once nothing is held */
+    uint64_t received;          /* bytes from indev */
     uint64_t dropped_no_room;   /* frames from the chain beyond hold_limit */
     uint64_t dropped_too_big;   /* frames from the chain */
+    uint64_t dropped_gso;       /* frames that cannot be cut */
+    uint64_t dropped_invalid;   /* frames with a wrong vnet header */
     uint64_t dropped_gone;      /* frames after the interface was gone */
 };
 
@@ -131,14 +140,16 @@ void filter_packet_set_active(FilterPacket *p, bool active);
 /**
  * filter_packet_receive_iov:
  * @p: the FilterPacket of an active filter
+ * @sender: where the packet comes from
  * @flags: QEMU_NET_PACKET_FLAG_*
  * @iov: a packet from the chain, with the netdev's vnet header
  * @iovcnt: elements of @iov
  *
- * Returns: the packet's size if it was injected, 0 if the chain goes on
+ * Returns: the packet's size if it was taken, 0 if the chain goes on
  */
-ssize_t filter_packet_receive_iov(FilterPacket *p, unsigned flags,
-                                  const struct iovec *iov, int iovcnt);
+ssize_t filter_packet_receive_iov(FilterPacket *p, NetClientState *sender,
+                                  unsigned flags, const struct iovec *iov,
+                                  int iovcnt);
 
 /**
  * filter_packet_can_read:
@@ -160,6 +171,35 @@ int filter_packet_can_read(FilterPacket *p);
  */
 int filter_packet_receive_bytes(FilterPacket *p, const uint8_t *buf,
                                 size_t len);
+
+/**
+ * filter_packet_id:
+ * @p: the FilterPacket
+ *
+ * Returns: the filter's id
+ */
+const char *filter_packet_id(FilterPacket *p);
+
+/**
+ * filter_packet_take:
+ * @p: the FilterPacket
+ * @flags: QEMU_NET_PACKET_FLAG_*
+ * @iov: a packet from the chain, with the netdev's vnet header
+ * @iovcnt: elements of @iov
+ * @copy: whether to keep a copy
+ *
+ * Send a packet to outdev, whether there is a peer or not.
+ */
+void filter_packet_take(FilterPacket *p, unsigned flags,
+                        const struct iovec *iov, int iovcnt, bool copy);
+
+/**
+ * filter_packet_give_back:
+ * @p: the FilterPacket
+ *
+ * Inject the copies, as far as there is room at once, the rest later.
+ */
+void filter_packet_give_back(FilterPacket *p);
 
 /**
  * filter_packet_indev_closed:
@@ -207,6 +247,7 @@ static inline void filter_packet_set_active(FilterPacket *p, bool active)
 }
 
 static inline ssize_t filter_packet_receive_iov(FilterPacket *p,
+                                                NetClientState *sender,
                                                 unsigned flags,
                                                 const struct iovec *iov,
                                                 int iovcnt)

@@ -178,8 +178,19 @@ void filter_writer_put_packet(FilterWriter *w, unsigned flags,
     if (w->one_by_one || w->queue.bytes >= FILTER_WRITER_BATCH) {
         filter_writer_flush(w);
     } else {
-        qemu_bh_schedule(w->flush_bh);
+        filter_writer_flush_soon(w);
     }
+}
+
+void filter_writer_flush_soon(FilterWriter *w)
+{
+    qemu_bh_schedule(w->flush_bh);
+}
+
+void filter_writer_discard(FilterWriter *w)
+{
+    packet_queue_discard(&w->queue);
+    filter_writer_update_watch(w);
 }
 
 /* The peer has nothing to say; but reading is how its end is noticed */

@@ -142,11 +142,12 @@ uint32_t packet_queue_put_bytes(PacketQueue *q, const uint8_t *buf, size_t len)
 
         part += n;
         if (part >= sizeof(uint32_t)) {
-            whole = message_len(q, chunk->data + chunk->whole);
-            if (whole > message_head(q) + NET_BUFSIZE) {
-                return whole - message_head(q);
+            uint32_t payload = ldl_be_p(chunk->data + chunk->whole);
+
+            if (payload > NET_BUFSIZE) {
+                return payload;
             }
-            if (part == whole) {
+            if (part == message_head(q) + payload) {
                 chunk->whole = chunk->len;
             }
         }
@@ -223,4 +224,30 @@ uint64_t packet_queue_clear(PacketQueue *q)
     g_clear_pointer(&q->spare, g_free);
     q->bytes = 0;
     return n;
+}
+
+uint64_t packet_queue_discard(PacketQueue *q)
+{
+    PacketQueueChunk *chunk = QSIMPLEQ_FIRST(&q->chunks);
+    size_t pos = chunk ? chunk->pos : 0;
+    g_autofree uint8_t *message = NULL;
+    size_t len = 0;
+    uint64_t n;
+
+    packet_queue_rewind(q);
+    if (chunk && chunk->pos < pos) {
+        pos -= chunk->pos;
+        len = message_len(q, chunk->data + chunk->pos);
+        message = g_memdup2(chunk->data + chunk->pos, len);
+    }
+    n = packet_queue_clear(q);
+    if (!message) {
+        return n;
+    }
+    chunk = packet_queue_reserve(q, len);
+    memcpy(chunk->data, message, len);
+    chunk->pos = pos;
+    chunk->whole = chunk->len = len;
+    q->bytes = len - pos;
+    return n - 1;
 }

@@ -45,6 +45,17 @@ void packet_queue_init(PacketQueue *q, bool vnet_hdr);
 uint64_t packet_queue_clear(PacketQueue *q);
 
 /**
+ * packet_queue_discard:
+ * @q: the queue
+ *
+ * Drop everything but the rest of a message that has been consumed in part,
+ * so that its reader stays in step.
+ *
+ * Returns: how many messages were dropped
+ */
+uint64_t packet_queue_discard(PacketQueue *q);
+
+/**
  * packet_queue_put:
  * @q: the queue
  * @hdr: @hdr_len bytes to put in front of @iov, or NULL if @iov has them

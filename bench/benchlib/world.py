@@ -148,7 +148,10 @@ class Child:
     def interrupt(self):
         """Ask it to end, and wait until it has."""
         self.process.send_signal(signal.SIGINT)
-        self.wait(20)
+        try:
+            self.wait(20)
+        except subprocess.TimeoutExpired:
+            raise BenchError(f'{self.name} does not end') from None
 
     def close(self):
         if self.process.poll() is None:

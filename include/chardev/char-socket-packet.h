@@ -13,6 +13,15 @@
 /* Bytes that a frontend gets at once, if it can take them: many frames */
 #define TCP_CHR_READ_BUF_LEN (64 * 1024)
 
+/**
+ * qemu_chr_socket_read_now:
+ * @chr: a chardev
+ *
+ * If it is a socket, give its frontend what has arrived, up to
+ * TCP_CHR_READ_BUF_LEN bytes, without waiting for the main loop's next turn.
+ */
+void qemu_chr_socket_read_now(Chardev *chr);
+
 #ifdef CONFIG_AF_PACKET
 
 /**

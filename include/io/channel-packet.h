@@ -77,7 +77,7 @@ typedef struct QIOChannelPacketFrame {
  * @dropped_kernel: frames that found the ring or the receive buffer full
  * @dropped_unread: captured frames that a detach has thrown away
  * @dropped_truncated: captured frames that were too long for the buffer
- * @dropped_gso: captured GSO frames that would need a vnet header to travel
+ * @dropped_gso: GSO frames that would have to be cut, and cannot be
  * @dropped_too_big: frames over the MTU of the interface, not injected
  * @dropped_invalid: frames that the kernel refuses, or messages that hold
  *     no usable frame
@@ -159,7 +159,7 @@ bool qio_channel_packet_is_packet_socket(int fd);
  *
  * Choose the form of the stream before its first byte; off by default.
  * Without vnet headers a capturing channel fills in the checksums that the
- * host has left to the interface, and drops and counts GSO frames.
+ * host has left to the interface, and cuts GSO frames into segments.
  */
 void qio_channel_packet_set_vnet_hdr(QIOChannelPacket *ioc, bool enabled);
 
@@ -233,20 +233,6 @@ bool qio_channel_packet_is_empty(QIOChannelPacket *ioc);
 int qio_channel_packet_recv_frame(QIOChannelPacket *ioc,
                                   QIOChannelPacketFrame *frame,
                                   Error **errp);
-
-/**
- * qio_channel_packet_complete_frame:
- * @ioc: a capturing channel
- * @frame: a frame from qio_channel_packet_recv_frame()
- *
- * Make @frame complete in itself, for a receiver that takes no vnet header:
- * fill in its checksum and clear @frame->vnet_hdr.
- *
- * Returns: false for a GSO frame, which cannot be completed and is counted
- * as dropped
- */
-bool qio_channel_packet_complete_frame(QIOChannelPacket *ioc,
-                                       QIOChannelPacketFrame *frame);
 
 /**
  * qio_channel_packet_get_fd:

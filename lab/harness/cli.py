@@ -22,6 +22,7 @@ HELP = {
     'copy': ' or '.join(COPIES),
     'ending': 'how the migration ends: ' + ', '.join(ENDINGS),
     'tcp': 'Mbit/s of a bulk TCP transfer to the guest',
+    'return_path': 'capability return-path, which libvirt sets',
     'vhost': 'use vhost-net',
     'accel': "QEMU's -accel (also LAB_ACCEL)",
 }

@@ -75,6 +75,7 @@ class Conditions:
     copy: str = 'precopy'       # one of COPIES
     ending: str = 'source-kept'     # one of ENDINGS
     tcp: int = 0                # Mbit/s of a bulk TCP transfer to the guest
+    return_path: bool = True    # the migration capability, as libvirt sets it
     vhost: bool = False
     accel: str = os.environ.get('LAB_ACCEL') or 'tcg,thread=multi'
 
@@ -83,6 +84,7 @@ class Conditions:
                 f'{self.answers} from it, guest dirties {self.dirty} MiB per 100 ms, '
                 f'migration at {self.bandwidth} MB/s over a link of '
                 f'{self.link or "unlimited"} Mbit/s, '
+                f'{"" if self.return_path else "without return path, "}'
                 f'vhost={"on" if self.vhost else "off"}, '
                 + (f'TCP to the guest at {self.tcp} Mbit/s, ' if self.tcp
                    else '') +
@@ -208,7 +210,8 @@ def migrate(system, source, destination, c, client):
     the QEMU that has it now, and the reported downtime in ms (None: none)."""
     source.events.clear()               # of loading its state
     fails = c.ending in FAILURES
-    wanted = [name for name, on in (('postcopy-ram', c.copy == 'postcopy'),
+    wanted = [name for name, on in (('return-path', c.return_path),
+                                    ('postcopy-ram', c.copy == 'postcopy'),
                                     ('pause-before-switchover', fails)) if on]
     for qmp in (source, destination):
         qmp.execute('migrate-set-capabilities', capabilities=[

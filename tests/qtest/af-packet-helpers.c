@@ -15,6 +15,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/wait.h>
 #include "af-packet-helpers.h"
 #include "qobject/qdict.h"
 #include "qemu/bswap.h"
@@ -24,6 +25,7 @@
 char *tmpdir;
 char *no_host;
 bool have_big_buffers;
+bool no_ring;
 
 
 /* Frames */
@@ -95,6 +97,13 @@ void wait_fd(int fd, short events)
     struct pollfd pfd = { .fd = fd, .events = events };
 
     g_assert_cmpint(RETRY_ON_EINTR(poll(&pfd, 1, TIME_LIMIT)), ==, 1);
+}
+
+bool readable(int fd)
+{
+    struct pollfd pfd = { .fd = fd, .events = POLLIN };
+
+    return RETRY_ON_EINTR(poll(&pfd, 1, 0)) == 1;
 }
 
 static void read_all(int fd, void *buf, size_t len)
@@ -207,9 +216,12 @@ void wire_send(int fd, uint32_t seq, size_t len)
 
 static void *sender_run(void *opaque)
 {
+    const size_t piece = 64 * 1024;
     Sender *s = opaque;
 
-    write_all(s->fd, s->wire->data, s->wire->len);
+    for (size_t pos = 0; pos < s->wire->len; pos += piece) {
+        write_all(s->fd, s->wire->data + pos, MIN(piece, s->wire->len - pos));
+    }
     return NULL;
 }
 
@@ -509,11 +521,21 @@ void env_init(Env *e)
     }
 }
 
+/* What a test wants of its captures, with what it does not know of */
+static char *capture_props(const char *props)
+{
+    g_auto(GStrv) parts = g_strsplit(props, ",in_netdev=", -1);
+
+    return g_strjoinv(no_ring ? ",ring_size=0,in_netdev=" : ",in_netdev=",
+                      parts);
+}
+
 void env_start_full(Env *e, int taps, bool hub, const char *machine,
                     const char *options)
 {
     static const char *const names[] = { "qtap0", "qtap1" };
     g_autoptr(GString) args = g_string_new("");
+    g_autofree char *more = capture_props(options);
     int theirs[4];
     int n = 0;
     int i;
@@ -551,7 +573,7 @@ void env_start_full(Env *e, int taps, bool hub, const char *machine,
     g_string_append_printf(args,
                            "-chardev socket,id=s0,path=%s,server=on,wait=off ",
                            e->listen);
-    g_string_append(args, options);
+    g_string_append(args, more);
 
     e->qts = qtest_init(args->str);
     while (n) {
@@ -669,7 +691,9 @@ char *error_desc(QDict *resp)
 
 void filter_add(Env *e, const char *id, const char *props)
 {
-    assert_success(object_add(e, "filter-redirector", id, props));
+    g_autofree char *all = capture_props(props);
+
+    assert_success(object_add(e, "filter-redirector", id, all));
 }
 
 void filter_del(Env *e, const char *id)
@@ -699,6 +723,69 @@ void vm_answers(Env *e)
 
     for (i = 0; i < 5; i++) {
         qtest_qmp_assert_success(e->qts, "{ 'execute': 'query-status' }");
+    }
+}
+
+void vm_stall(Env *e, bool stall)
+{
+    pid_t pid = qtest_pid(e->qts);
+    siginfo_t info;
+
+    g_assert_cmpint(kill(pid, stall ? SIGSTOP : SIGCONT), ==, 0);
+    if (stall) {
+        g_assert_cmpint(waitid(P_PID, pid, &info, WSTOPPED), ==, 0);
+    }
+}
+
+/* Up to the answer, past greeting and events */
+static void mon_expect_return(int fd)
+{
+    g_autoptr(GString) line = g_string_new("");
+    char byte;
+
+    while (!g_str_has_prefix(line->str, "{\"return\"")) {
+        g_string_truncate(line, 0);
+        do {
+            read_all(fd, &byte, 1);
+            g_string_append_c(line, byte);
+        } while (byte != '\n');
+        g_assert_false(g_str_has_prefix(line->str, "{\"error\""));
+    }
+}
+
+void mon_start(int fd)
+{
+    static const char command[] = "{ 'execute': 'qmp_capabilities' }\n";
+
+    write_all(fd, command, strlen(command));
+    mon_expect_return(fd);
+}
+
+void mon_answers(int fd)
+{
+    static const char command[] = "{ 'execute': 'query-status' }\n";
+    double seconds;
+
+    g_test_timer_start();
+    write_all(fd, command, strlen(command));
+    mon_expect_return(fd);
+    seconds = g_test_timer_elapsed();
+    g_assert_cmpfloat(seconds, <, 5);
+}
+
+void wait_warned_once(Env *e, const char *path, const char *warning)
+{
+    char *first = NULL;
+
+    g_test_timer_start();
+    while (!first) {
+        g_autofree char *text = NULL;
+
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        vm_answers(e);
+        g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+        first = strstr(text, warning);
+        g_assert_true(!first || !strstr(first + 1, warning));
     }
 }
 

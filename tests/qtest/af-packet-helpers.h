@@ -75,7 +75,7 @@ void wire_append_seq(GByteArray *wire, int vnet_hdr_len, uint32_t seq,
                      size_t len);
 void wire_send(int fd, uint32_t seq, size_t len);
 
-/* A thread that sends much, so that the test can receive meanwhile */
+/* A thread that sends much in large pieces, so that the test can receive */
 typedef struct Sender {
     GThread *thread;
     GByteArray *wire;
@@ -84,6 +84,8 @@ typedef struct Sender {
 
 void sender_start(Sender *s, int fd, GByteArray *wire);
 
+/* Is there something to read now? */
+bool readable(int fd);
 /* How much of what was written to a Unix socket waits there to be read */
 int unread_bytes(int fd);
 
@@ -149,6 +151,9 @@ typedef struct Env {
     char *listen;               /* path of chardev s0, which listens */
 } Env;
 
+/* Captures that are added by filter_add() or @options have no receive ring */
+extern bool no_ring;
+
 /* A pair whose second end is for QEMU, which inherits it */
 void socket_pair(int *fd);
 
@@ -184,6 +189,16 @@ void filter_set_status(Env *e, const char *id, bool on);
 void vm_run(Env *e, bool run);
 /* QEMU answers, and has been through its main loop some times */
 void vm_answers(Env *e);
+/* QEMU stops as it is, and the kernel does not; or it goes on */
+void vm_stall(Env *e, bool stall);
+/*
+ * For a QEMU that may hang: a monitor on the far end of @fd, which tells in
+ * time whether there is an answer
+ */
+void mon_start(int fd);
+void mon_answers(int fd);
+/* Wait until QEMU has written this warning to a file; it did so once */
+void wait_warned_once(Env *e, const char *path, const char *warning);
 /* Wait until QEMU has read everything that the test wrote to @fd */
 void wait_consumed(Env *e, int fd);
 /*

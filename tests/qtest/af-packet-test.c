@@ -38,8 +38,9 @@
  * Tested: each option error, by object-add or chardev-add and on the command
  * line; each row of in and out; exact frames from 14 to 9014 bytes, VLAN tags,
  * checksum and GSO metadata; when a filter is active and what happens to
- * frames while it is not; limits, back-pressure and full queues; disconnects,
- * interfaces that go away, objects that go away, leaks.
+ * frames while it is not; limits, back-pressure and full queues; a QEMU that
+ * is stalled; disconnects, interfaces that go away, objects that go away,
+ * leaks.  Captures are tested with a receive ring and without.
  *
  * Not tested: frames that vhost moves, which needs /dev/vhost-net and a guest
  * (the filters here do not depend on who empties the TAP); migration; speed.
@@ -165,6 +166,12 @@ static const OptionError filter_errors[] = {
     }, {
         "netdev=h0,indev=x0,outdev=nope",
         "OUT Device 'nope' not found"
+    }, {
+        "netdev=h0,in_netdev=h0,outdev=x0,ring_size=262143",
+        "'ring_size' must be 0, or from 262144 to 1073741824 bytes"
+    }, {
+        "netdev=h0,in_netdev=h0,outdev=x0,ring_size=1073741825",
+        "'ring_size' must be 0, or from 262144 to 1073741824 bytes"
     },
 };
 
@@ -182,6 +189,17 @@ static void assert_netdev_fixed(Env *e, const char *id, const char *property)
                              " 'value': 'n1' } }", path, property));
 
     g_assert_cmpstr(desc, ==, "the netdev of a filter cannot be changed");
+}
+
+static void assert_ring_size_fixed(Env *e, const char *id, uint64_t size)
+{
+    g_autofree char *path = g_strdup_printf("/objects/%s", id);
+    g_autofree char *desc =
+        error_desc(qtest_qmp(e->qts, "{ 'execute': 'qom-set', 'arguments':"
+                             " { 'path': %s, 'property': 'ring_size',"
+                             " 'value': %" PRIu64 " } }", path, size));
+
+    g_assert_cmpstr(desc, ==, "the 'ring_size' of a filter cannot be changed");
 }
 
 static void test_filter_errors_qmp(void)
@@ -204,9 +222,11 @@ static void test_filter_errors_qmp(void)
     filter_add(&e, "f0", "netdev=h0,indev=x0,outdev=x1");
     assert_netdev_fixed(&e, "f0", "in_netdev");
     assert_netdev_fixed(&e, "f0", "out_netdev");
+    assert_ring_size_fixed(&e, "f0", 0);
+    assert_ring_size_fixed(&e, "f0", 1048576);
     filter_del(&e, "f0");
     filter_add(&e, "f0", "netdev=h0,indev=x1,outdev=x0,"
-               "enable_when_stopped=off,hold_limit=1000");
+               "enable_when_stopped=off,hold_limit=1000,ring_size=262144");
     filter_del(&e, "f0");
     qtest_quit(e.qts);
 }
@@ -226,6 +246,36 @@ static void test_filter_errors_command_line(void)
         /* A QEMU that ends like this does not clean up */
         unlink(path);
     }
+}
+
+/* What is not even a number, each input has its own words for */
+static void test_filter_errors_not_a_size(void)
+{
+    static const char *const values[] = { "x", "0.5", "-1", "" };
+    g_autofree char *desc = NULL;
+    Env e;
+    int i;
+
+    for (i = 0; i < ARRAY_SIZE(values); i++) {
+        g_autofree char *option =
+            g_strdup_printf("-object filter-redirector,id=f0,netdev=h0,"
+                            "outdev=x0,ring_size=%s", values[i]);
+        g_autofree char *args =
+            g_strdup_printf("-netdev hubport,id=h0,hubid=0 "
+                            "-chardev null,id=x0 %s", option);
+
+        assert_command_line_error(args, option,
+                                  "Parameter 'ring_size' expects a size value");
+    }
+
+    env_init(&e);
+    e.qts = qtest_init("-M none -nodefaults -netdev hubport,id=h0,hubid=0 "
+                       "-chardev null,id=x0");
+    desc = error_desc(object_add(&e, "filter-redirector", "f0",
+                                 "netdev=h0,outdev=x0,ring_size=x"));
+    g_assert_cmpstr(desc, ==, "Parameter 'ring_size' expects uint64");
+    filter_add(&e, "f0", "netdev=h0,outdev=x0,ring_size=1073741824");
+    qtest_quit(e.qts);
 }
 
 /* -netdev user is what most people would try first */
@@ -988,8 +1038,8 @@ static void test_capture_vlan(void)
 }
 
 /*
- * A TCP segment of 20000 bytes, tagged or not.  It travels with its metadata,
- * and is left out where there is no place for that.
+ * A TCP segment of 20000 bytes, tagged or not.  It travels with its metadata;
+ * where there is no place for that, it is cut into segments that need none.
  */
 static void test_capture_gso(const void *opaque)
 {
@@ -1010,6 +1060,7 @@ static void test_capture_gso(const void *opaque)
     };
     uint8_t marker[FRAME_LEN];
     size_t hdr_len, got_len;
+    size_t done, n;
     Env e;
 
     env_init(&e);
@@ -1044,6 +1095,21 @@ static void test_capture_gso(const void *opaque)
     g_assert_cmpint(got.gso_size, ==, hdr.gso_size);
     g_assert_cmpint(got.csum_start, ==, hdr.csum_start);
     g_assert_cmpint(got.csum_offset, ==, hdr.csum_offset);
+
+    for (done = 0; done < 20000; done += n) {
+        g_autofree uint8_t *segment = wire_recv(e.chr[0], &got_len);
+        uint8_t *segment_ip = segment + 14 + tag_len;
+
+        n = MIN(1400, 20000 - done);
+        g_assert_cmpint(got_len, ==, hdr.hdr_len + n);
+        g_assert_cmpmem(segment, 14 + tag_len, frame, 14 + tag_len);
+        g_assert_cmpint(lduw_be_p(segment_ip + 2), ==, 40 + n);
+        g_assert_cmphex(inet_sum(segment_ip, 20, 0), ==, 0xffff);
+        g_assert_cmpint(ldl_be_p(segment_ip + 24), ==, done);
+        g_assert_cmphex(inet_sum(segment_ip + 20, 20 + n,
+                                 ip_pseudo_sum(segment_ip)), ==, 0xffff);
+        g_assert_cmpmem(segment_ip + 40, n, ip + 40 + done, n);
+    }
 
     frame_fill(marker, 1, sizeof(marker));
     guest_send(&e.tap[1], &none, marker, sizeof(marker));
@@ -1163,6 +1229,59 @@ static void test_inject_unusable(const void *opaque)
         write_all(e.chr[0], wire->data, wire->len);
         wire_expect(e.guest[0], seq++, FRAME_LEN);
     }
+    env_stop(&e);
+}
+
+/*
+ * Thousands at once, one in seven of them unusable: all others, in order.
+ * They come while the filter sends them, or have been held.
+ */
+static void test_inject_many(const void *opaque)
+{
+    const int n = 5000;
+    bool held = opaque != NULL;
+    g_autoptr(GByteArray) wire = g_byte_array_new();
+    Sender sender;
+    Env e;
+    int i;
+
+    for (i = 0; i < n; i++) {
+        size_t start = wire->len;
+
+        wire_append_seq(wire, VNET_HDR_LEN, i, FRAME_LEN);
+        if (i % 7 == 3) {
+            /* The vnet header is longer than the message */
+            stl_be_p(wire->data + start + 4, VNET_HDR_LEN + FRAME_LEN + 1);
+        }
+    }
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", "netdev=n0,indev=c0,out_netdev=n0,"
+               "vnet_hdr_support=on,enable_when_running=off,"
+               "enable_when_stopped=on");
+    if (!held) {
+        vm_run(&e, false);
+    }
+    sender_start(&sender, e.chr[0], wire);
+    if (held) {
+        g_thread_join(sender.thread);
+        wait_consumed(&e, e.chr[0]);
+        vm_run(&e, false);
+    }
+
+    wait_tap_blocked(&e);
+    for (i = 1; i < n; i++) {
+        if (i % 7 != 3) {
+            tap_expect(&e.tap[0], i, FRAME_LEN);
+        }
+    }
+    if (!held) {
+        g_thread_join(sender.thread);
+    }
+    vm_run(&e, true);
+    wire_expect(e.guest[0], 0, FRAME_LEN);
+    host_send(&e.tap[0], n, FRAME_LEN);
+    wire_expect(e.guest[0], n, FRAME_LEN);
     env_stop(&e);
 }
 
@@ -1365,6 +1484,45 @@ static void test_chain_out(void)
     filter_set_status(&e, "f0", false);
     host_send(&e.tap[0], i, FRAME_LEN);
     wire_expect(e.guest[0], i, FRAME_LEN);
+    env_stop(&e);
+}
+
+/*
+ * Many at once: QEMU does not run while the host sends, and then there is room
+ * for 10 of them, if root may tell how much there is.  The VM is stopped, so
+ * what is injected can be read from the TAP.
+ */
+static void test_chain_out_burst(void)
+{
+    const int n = 300;
+    Env e;
+    int i, j;
+
+    env_init(&e);
+    tap_open(&e.tap[0], "qtap0");
+    if (!if_set_queue_len("qtap0", 10)) {
+        g_test_message("the interface has room for all");
+    }
+    env_start_full(&e, 2, true, "none", "-S");
+    host_send(&e.tap[0], 1000, FRAME_LEN);
+    wait_tap_blocked(&e);
+    filter_add(&e, "f0", "netdev=n1,queue=tx,out_netdev=n0,"
+               "enable_when_stopped=on");
+    for (i = 0; i < 3; i++) {
+        vm_stall(&e, true);
+        for (j = 0; j < n; j++) {
+            host_send(&e.tap[1], i * n + j, 1400);
+        }
+        vm_stall(&e, false);
+        g_test_timer_start();
+        while (if_tx_packets("qtap1") < (i + 1) * n) {
+            g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+            vm_answers(&e);
+        }
+        for (j = 0; j < n; j++) {
+            tap_expect(&e.tap[0], i * n + j, 1400);
+        }
+    }
     env_stop(&e);
 }
 
@@ -1576,12 +1734,16 @@ static const Activity activities[] = {
       true, false },
 };
 
-/* A frame while inactive, then one that is the first to be captured */
+/*
+ * A frame while inactive, then one that is the first to be captured.  To be
+ * active in the stopped VM only is another thing with queue=tx.
+ */
 static void test_activity_capture(const void *opaque)
 {
     const Activity *a = opaque;
     g_autofree char *props =
-        g_strdup_printf("netdev=n0,in_netdev=n0,outdev=c0%s", a->props);
+        g_strdup_printf("netdev=n0,queue=rx,in_netdev=n0,outdev=c0%s",
+                        a->props);
     uint32_t seq = 0;
     Env e;
     int i;
@@ -1610,7 +1772,7 @@ static void test_activity_capture_stopped(const void *opaque)
     const Activity *a = opaque;
     g_autofree char *options =
         g_strdup_printf("-S -object filter-redirector,id=f0,netdev=n0,"
-                        "in_netdev=n0,outdev=c0%s", a->props);
+                        "queue=rx,in_netdev=n0,outdev=c0%s", a->props);
     Env e;
 
     env_start(&e, 1, options);
@@ -2161,7 +2323,7 @@ static void test_peer_stale(void)
     if_set_up("lo", true);
     env_start(&e, 1, "-S -chardev socket,id=t0,host=127.0.0.1,port=4242,"
               "server=on,wait=off");
-    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=t0,"
+    filter_add(&e, "f0", "netdev=n0,queue=rx,in_netdev=n0,outdev=t0,"
                "enable_when_running=off,enable_when_stopped=on");
     fd = tcp_connect(true);
     host_send(&e.tap[0], 0, 1400);
@@ -2269,6 +2431,274 @@ static void test_no_peer(void)
     host_send(&e.tap[0], 6, FRAME_LEN);
     wire_expect(fd, 6, FRAME_LEN);
     close(fd);
+    env_stop(&e);
+}
+
+
+/* QEMU does not read for a while: what is captured waits, all of it */
+static void test_capture_stalled(void)
+{
+    const int n = 3000;
+    Env e;
+    int i;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0");
+    vm_stall(&e, true);
+    for (i = 0; i < n; i++) {
+        host_send(&e.tap[0], i, 1400);
+    }
+    vm_stall(&e, false);
+    if (no_ring && !have_big_buffers) {
+        i = wire_expect_rising(&e, e.chr[0], n, 1400);
+        g_assert_cmpint(i, >=, 50);
+    } else {
+        for (i = 0; i < n; i++) {
+            wire_expect(e.chr[0], i, 1400);
+        }
+        host_send(&e.tap[0], n, 1400);
+        wire_expect(e.chr[0], n, 1400);
+    }
+    env_stop(&e);
+}
+
+/*
+ * The same with few frames, and time between them: the kernel closes a block
+ * of the ring some milliseconds after its first frame, however empty it is.
+ * The times are the traffic's; nobody waits for anything.
+ */
+static void test_capture_stalled_paced(void)
+{
+    const int n = 150;
+    Env e;
+    int i;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0");
+    vm_stall(&e, true);
+    for (i = 0; i < n; i++) {
+        host_send(&e.tap[0], i, FRAME_LEN);
+        g_usleep(3000);
+    }
+    vm_stall(&e, false);
+    for (i = 0; i < n; i++) {
+        wire_expect(e.chr[0], i, FRAME_LEN);
+    }
+    env_stop(&e);
+}
+
+/* More than the smallest ring holds: a part is lost, which is told, once */
+static void test_capture_ring_full(void)
+{
+    const int n = 2000;
+    g_autofree char *path = g_strdup_printf("%s/stderr", tmpdir);
+    g_autofree char *options = g_strdup_printf("2>>%s", path);
+    uint32_t seq = 0;
+    Env e;
+    int i, j;
+
+    env_start(&e, 1, options);
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0,"
+               "ring_size=262144");
+    for (i = 0; i < 2; i++) {
+        vm_stall(&e, true);
+        for (j = 0; j < n; j++) {
+            host_send(&e.tap[0], seq++, 1400);
+        }
+        vm_stall(&e, false);
+        vm_answers(&e);
+
+        host_send(&e.tap[0], seq, 1400);
+        /* With that one */
+        j = wire_expect_rising(&e, e.chr[0], seq, 1400) - 1;
+        g_test_message("%d of %d frames", j, n);
+        g_assert_cmpint(j, >=, 100);
+        g_assert_cmpint(j, <, n);
+        seq++;
+        wait_warned_once(&e, path, "the receive ring was full");
+    }
+    unlink(path);
+    env_stop(&e);
+}
+
+
+/* Peers of filters in the chain, which cannot be made to wait */
+
+/*
+ *   guest[0] --> g0 --> filter --> hub --> g1 --> guest[1]
+ *                         |
+ *                         +--> outdev
+ *
+ * There is a monitor on c1, so that a QEMU that waits for a peer is found out.
+ */
+typedef struct Writer {
+    const char *type;
+    bool redirects;             /* what it sees does not go on to guest[1] */
+} Writer;
+
+static const Writer writers[] = {
+    { "filter-mirror", false },
+    { "filter-redirector", true },
+};
+
+static void writer_start(Env *e, const Writer *w, const char *outdev,
+                         const char *options)
+{
+    g_autofree char *props = g_strdup_printf("netdev=g0,queue=tx,outdev=%s",
+                                             outdev);
+    g_autofree char *all = NULL;
+    int fd[2];
+
+    socket_pair(fd);
+    all = g_strdup_printf("-netdev socket,id=g1,fd=%d "
+                          "-netdev hubport,id=hg1,hubid=0,netdev=g1 "
+                          "-mon chardev=c1,mode=control %s", fd[1], options);
+    env_start_no_tap(e, all);
+    close(fd[1]);
+    e->guest[1] = fd[0];
+    mon_start(e->chr[1]);
+    assert_success(object_add(e, w->type, "f0", props));
+}
+
+/* The guest sends @n frames, no more at once than a socket has room for */
+static void writer_feed(Env *e, const Writer *w, uint32_t seq, int n,
+                        size_t len)
+{
+    while (n) {
+        g_autoptr(GByteArray) wire = g_byte_array_new();
+        int batch = MIN(n, 50);
+        int i;
+
+        for (i = 0; i < batch; i++) {
+            wire_append_seq(wire, -1, seq + i, len);
+        }
+        write_all(e->guest[0], wire->data, wire->len);
+        for (i = 0; i < batch && !w->redirects; i++) {
+            wire_expect(e->guest[1], seq + i, len);
+        }
+        mon_answers(e->chr[1]);
+        seq += batch;
+        n -= batch;
+    }
+    wait_consumed(e, e->guest[0]);
+}
+
+/* All that QEMU has for the peer, from @seq without a gap; returns the next */
+static uint32_t writer_expect_all(Env *e, int fd, uint32_t seq, size_t len)
+{
+    while (true) {
+        if (!readable(fd)) {
+            vm_answers(e);
+            if (!readable(fd)) {
+                return seq;
+            }
+        }
+        wire_expect(fd, seq++, len);
+    }
+}
+
+/* A peer that does not read: it gets what fits into QEMU's queue */
+static void test_writer_slow_peer(const void *opaque)
+{
+    const Writer *w = opaque;
+    const int n = 20000;
+    const size_t limit = 4 * 1024 * 1024;
+    const size_t message_len = 4 + 1400;
+    socklen_t optlen = sizeof(int);
+    size_t bytes;
+    int sndbuf;
+    Env e;
+    int i;
+
+    writer_start(&e, w, "c0", "");
+    getsockopt(e.chr[0], SOL_SOCKET, SO_SNDBUF, &sndbuf, &optlen);
+    writer_feed(&e, w, 0, n, 1400);
+    assert_idle(&e);
+    bytes = writer_expect_all(&e, e.chr[0], 0, 1400) * message_len;
+    g_test_message("%zu bytes for the peer, of %zu", bytes, n * message_len);
+    g_assert_cmpint(bytes, >=, limit - message_len);
+    g_assert_cmpint(bytes, <=, limit + sndbuf + 1024 * 1024);
+
+    /* From here on it reads */
+    for (i = 0; i < 100; i++) {
+        writer_feed(&e, w, n + 10 * i, 10, 1400);
+        for (int j = 0; j < 10; j++) {
+            wire_expect(e.chr[0], n + 10 * i + j, 1400);
+        }
+    }
+    env_stop(&e);
+}
+
+/* It leaves with the queue full, in the middle of a message: a new beginning */
+static void test_writer_peer_change(const void *opaque)
+{
+    const Writer *w = opaque;
+    const int n = 5000;
+    const size_t some = 300000;
+    g_autofree uint8_t *buf = g_malloc(some);
+    uint32_t seq = 0;
+    Env e;
+    int i;
+
+    writer_start(&e, w, "s0", "");
+    for (i = 0; i < 4; i++) {
+        int fd = listener_connect(&e);
+
+        vm_answers(&e);
+        writer_feed(&e, w, seq, 1, 1400);
+        wire_expect(fd, seq, 1400);
+        writer_feed(&e, w, seq + 1, n, 1400);
+        seq += 1 + n;
+        if (i % 2) {
+            /*
+             * There is room for more than the kernel puts into one buffer, so
+             * what QEMU can write then ends in a message
+             */
+            for (size_t got = 0; got < some; ) {
+                ssize_t ret;
+
+                wait_fd(fd, POLLIN);
+                ret = recv(fd, buf, some - got, 0);
+                g_assert_cmpint(ret, >, 0);
+                got += ret;
+            }
+            vm_answers(&e);
+        }
+        close(fd);
+        if (i < 2) {
+            wait_disconnected(&e, "s0");
+        }
+    }
+    env_stop(&e);
+}
+
+/* No peer: dropped, which is told once.  One that comes gets what is new */
+static void test_writer_no_peer(const void *opaque)
+{
+    const Writer *w = opaque;
+    g_autofree char *path = g_strdup_printf("%s/stderr", tmpdir);
+    g_autofree char *options = g_strdup_printf("2>>%s", path);
+    uint32_t seq = 0;
+    Env e;
+    int i;
+
+    writer_start(&e, w, "s0", options);
+    for (i = 0; i < 3; i++) {
+        int fd;
+
+        writer_feed(&e, w, seq, 1000, FRAME_LEN);
+        seq += 1000;
+        wait_warned_once(&e, path, "outdev has no peer to take it");
+        fd = listener_connect(&e);
+        vm_answers(&e);
+        writer_feed(&e, w, seq, 100, FRAME_LEN);
+        g_assert_cmpint(writer_expect_all(&e, fd, seq, FRAME_LEN),
+                        ==, seq + 100);
+        seq += 100;
+        close(fd);
+        wait_disconnected(&e, "s0");
+    }
+    unlink(path);
     env_stop(&e);
 }
 
@@ -3059,12 +3489,14 @@ typedef struct HostTest {
     void (*func)(void);
     void (*data_func)(const void *data);
     const void *data;
+    bool no_ring;
 } HostTest;
 
 static void host_test_run(const void *opaque)
 {
     const HostTest *t = opaque;
 
+    no_ring = t->no_ring;
     if (no_host) {
         g_test_skip(no_host);
     } else if (t->func) {
@@ -3074,8 +3506,9 @@ static void host_test_run(const void *opaque)
     }
 }
 
-static void add_host_test(const char *path, void (*func)(void),
-                          void (*data_func)(const void *), const void *data)
+static HostTest *add_host_test(const char *path, void (*func)(void),
+                               void (*data_func)(const void *),
+                               const void *data)
 {
     HostTest *t = g_new0(HostTest, 1);
     g_autofree char *full = g_strdup_printf("/af-packet/%s", path);
@@ -3084,6 +3517,7 @@ static void add_host_test(const char *path, void (*func)(void),
     t->data_func = data_func;
     t->data = data;
     qtest_add_data_func_full(full, t, host_test_run, g_free);
+    return t;
 }
 
 static void add_host_func(const char *path, void (*func)(void))
@@ -3097,6 +3531,23 @@ static void add_host_variant(const char *path, const char *name,
     g_autofree char *full = g_strdup_printf("%s/%s", path, name);
 
     add_host_test(full, NULL, func, data);
+}
+
+/* With a receive ring and without */
+static void add_capture_variant(const char *name, void (*func)(void),
+                                void (*data_func)(const void *),
+                                const void *data)
+{
+    g_autofree char *path = g_strdup_printf("capture/%s", name);
+    g_autofree char *no_ring_path = g_strdup_printf("capture-no-ring/%s", name);
+
+    add_host_test(path, func, data_func, data);
+    add_host_test(no_ring_path, func, data_func, data)->no_ring = true;
+}
+
+static void add_capture_func(const char *name, void (*func)(void))
+{
+    add_capture_variant(name, func, NULL, NULL);
 }
 
 int main(int argc, char **argv)
@@ -3113,6 +3564,8 @@ int main(int argc, char **argv)
     qtest_add_func("/af-packet/errors/filter/qmp", test_filter_errors_qmp);
     qtest_add_func("/af-packet/errors/filter/command-line",
                    test_filter_errors_command_line);
+    qtest_add_func("/af-packet/errors/filter/not-a-size",
+                   test_filter_errors_not_a_size);
     qtest_add_func("/af-packet/errors/filter/user", test_filter_errors_user);
     qtest_add_func("/af-packet/errors/chardev/qmp", test_chardev_errors_qmp);
     qtest_add_func("/af-packet/errors/chardev/command-line",
@@ -3125,17 +3578,22 @@ int main(int argc, char **argv)
     add_host_func("errors/filter/namespace", test_filter_errors_namespace);
     add_host_func("errors/filter/macvtap", test_filter_errors_macvtap);
 
-    add_host_func("capture/exact", test_capture_exact);
-    add_host_func("capture/burst", test_capture_burst);
-    add_host_func("capture/direction", test_capture_direction);
-    add_host_func("capture/checksum", test_capture_checksum);
-    add_host_func("capture/vlan", test_capture_vlan);
-    add_host_variant("capture/gso", "untagged", test_capture_gso, NULL);
-    add_host_variant("capture/gso", "vlan", test_capture_gso, "");
+    add_capture_func("exact", test_capture_exact);
+    add_capture_func("burst", test_capture_burst);
+    add_capture_func("direction", test_capture_direction);
+    add_capture_func("checksum", test_capture_checksum);
+    add_capture_func("vlan", test_capture_vlan);
+    add_capture_variant("gso/untagged", NULL, test_capture_gso, NULL);
+    add_capture_variant("gso/vlan", NULL, test_capture_gso, "");
+    add_capture_func("stalled", test_capture_stalled);
+    add_capture_func("stalled-paced", test_capture_stalled_paced);
+    add_host_func("capture/ring-full", test_capture_ring_full);
     add_host_func("inject/exact", test_inject_exact);
     add_host_func("inject/pieces", test_inject_pieces);
     add_host_variant("inject/unusable", "plain", test_inject_unusable, NULL);
     add_host_variant("inject/unusable", "vnet", test_inject_unusable, "");
+    add_host_variant("inject/many", "flowing", test_inject_many, NULL);
+    add_host_variant("inject/many", "held", test_inject_many, "");
     add_host_func("inject/longest", test_inject_longest);
     add_host_variant("both", "plain", test_capture_inject, "");
     add_host_variant("both", "vnet", test_capture_inject,
@@ -3146,6 +3604,7 @@ int main(int argc, char **argv)
     add_host_func("chain/copy-own", test_chain_copy_own);
     add_host_func("chain/copy-position", test_chain_copy_position);
     add_host_func("chain/out", test_chain_out);
+    add_host_func("chain/out-burst", test_chain_out_burst);
     add_host_func("chain/out-own", test_chain_out_own);
     add_host_func("chain/virtio-net", test_chain_virtio_net);
     add_host_func("chain/chardevs", test_chain_chardevs);
@@ -3177,11 +3636,20 @@ int main(int argc, char **argv)
     add_host_variant("hold-limit", "1m", test_hold_limit,
                      GSIZE_TO_POINTER(1048576));
     add_host_func("inject/full-queue", test_inject_full_queue);
-    add_host_func("capture/slow-peer", test_slow_peer);
-    add_host_func("capture/peer-change", test_peer_change);
-    add_host_func("capture/peer-stale", test_peer_stale);
-    add_host_func("capture/udp-peer", test_udp_peer);
-    add_host_func("capture/no-peer", test_no_peer);
+    add_capture_func("slow-peer", test_slow_peer);
+    add_capture_func("peer-change", test_peer_change);
+    add_capture_func("peer-stale", test_peer_stale);
+    add_capture_func("udp-peer", test_udp_peer);
+    add_capture_func("no-peer", test_no_peer);
+
+    for (i = 0; i < ARRAY_SIZE(writers); i++) {
+        add_host_variant("writer/slow-peer", writers[i].type,
+                         test_writer_slow_peer, &writers[i]);
+        add_host_variant("writer/peer-change", writers[i].type,
+                         test_writer_peer_change, &writers[i]);
+        add_host_variant("writer/no-peer", writers[i].type,
+                         test_writer_no_peer, &writers[i]);
+    }
 
     for (i = 0; i < ARRAY_SIZE(routes); i++) {
         add_host_variant("reconnect", routes[i].name, test_reconnect,

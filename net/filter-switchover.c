@@ -1,0 +1,189 @@
+/*
+ * filter-redirector: the frames of a VM that is stopped by its migration
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+/*
+ * When a VM stops, the network goes on sending to it.  The frames wait in the
+ * queue of its netdev, a TAP device in the kernel: exactly those that the guest
+ * has not had, in order, with checksum and GSO metadata.  vhost puts back what
+ * it had taken out and not delivered (Linux 6.18).  And from then on it is
+ * QEMU's own handler that reads this queue, through the chain of filters.
+ *
+ * So a redirector of a stopped VM needs no cut in the stream of frames, and no
+ * privilege, to find what a migration would lose: it takes what comes along
+ * the chain.
+ *
+ * Theory of operation
+ *
+ * This is for redirectors that send the frames of their own netdev to outdev,
+ * and are active when the VM is stopped but not when it runs.
+ *
+ *   VM stops for its migration     send the frames to the destination, and keep
+ *                                  a copy of each: the migration may fail yet
+ *   ... and they cannot be         leave them in the queue
+ *       given back
+ *   migration is complete          drop the copies; send what is in the queue,
+ *                                  and what still comes
+ *   VM runs again                  give the copies back: inject them on the
+ *                                  netdev's interface, before vhost starts; do
+ *                                  not send what has not been sent
+ *   VM stops for another reason    leave them in the queue
+ *
+ * To leave frames in the queue is to switch off QEMU's reading of it.  That is
+ * also what happens when the copies reach hold_limit, and after the migration
+ * when there is no peer, or it does not keep up.  What then finds the queue full
+ * is dropped by the kernel: its length, txqueuelen, is the limit for the time in
+ * which QEMU's main loop is away, which is about the downtime.
+ */
+
+#include "qemu/osdep.h"
+#include "net/filter-switchover.h"
+#include "net/filter-packet.h"
+#include "net/net.h"
+#include "qemu/iov.h"
+#include "trace.h"
+
+/*
+ * In front of each device, whose priority is its depth in the device tree:
+ * first when the VM starts, last when it stops
+ */
+#define SWITCHOVER_VMSTATE_PRIORITY INT_MIN
+
+static FilterSwitchoverState filter_switchover_next(FilterSwitchover *sw)
+{
+    if (!sw->stopped || !sw->active) {
+        return FILTER_SWITCHOVER_OFF;
+    }
+    if (sw->done || runstate_check(RUN_STATE_POSTMIGRATE)) {
+        return FILTER_SWITCHOVER_MOVE;
+    }
+    if (runstate_check(RUN_STATE_FINISH_MIGRATE) && sw->packet->ioc) {
+        return FILTER_SWITCHOVER_COPY;
+    }
+    return FILTER_SWITCHOVER_LEAVE;
+}
+
+static void filter_switchover_read(FilterSwitchover *sw, bool enable)
+{
+    sw->reading = enable;
+    sw->nf->netdev->info->poll(sw->nf->netdev, enable);
+}
+
+/* Enter the state that is right now; shall QEMU read the netdev's queue? */
+static bool filter_switchover_wants_more(FilterSwitchover *sw)
+{
+    FilterPacket *p = sw->packet;
+    FilterSwitchoverState state = filter_switchover_next(sw);
+
+    if (state != sw->state) {
+        trace_filter_switchover_state(filter_packet_id(p), state, sw->taken,
+                                      p->held.bytes);
+        sw->state = state;
+    }
+
+    switch (state) {
+    case FILTER_SWITCHOVER_OFF:
+        return true;
+    case FILTER_SWITCHOVER_COPY:
+        /* As long as there is memory: else the order would not be kept */
+        return p->held.bytes < p->hold_limit;
+    case FILTER_SWITCHOVER_MOVE:
+        packet_queue_clear(&p->held);
+        return filter_writer_wants_more(sw->writer);
+    default:
+        return false;
+    }
+}
+
+/* Idempotent */
+static void filter_switchover_update(void *opaque)
+{
+    FilterSwitchover *sw = opaque;
+
+    if (sw->stopped) {
+        bool read = filter_switchover_wants_more(sw);
+
+        if (read != sw->reading) {
+            filter_switchover_read(sw, read);
+        }
+    }
+}
+
+static void filter_switchover_vm_change_state(void *opaque, bool running,
+                                              RunState state)
+{
+    FilterSwitchover *sw = opaque;
+
+    if (running) {
+        if (sw->stopped) {
+            sw->stopped = false;
+            sw->state = FILTER_SWITCHOVER_OFF;
+            trace_filter_switchover_give_back(filter_packet_id(sw->packet),
+                                              sw->packet->held.bytes);
+            filter_packet_give_back(sw->packet);
+            filter_writer_discard(sw->writer);
+            filter_switchover_read(sw, true);
+        }
+        sw->done = false;
+    } else {
+        sw->stopped = true;
+        /* Whatever the devices have left it at */
+        filter_switchover_read(sw, filter_switchover_wants_more(sw));
+    }
+}
+
+static int filter_switchover_migration(NotifierWithReturn *notifier,
+                                       MigrationEvent *event, Error **errp)
+{
+    FilterSwitchover *sw = container_of(notifier, FilterSwitchover, migration);
+
+    sw->done = event->type == MIG_EVENT_PRECOPY_DONE;
+    filter_switchover_update(sw);
+    return 0;
+}
+
+void filter_switchover_set_active(FilterSwitchover *sw, bool active)
+{
+    sw->active = active;
+    filter_switchover_update(sw);
+}
+
+ssize_t filter_switchover_receive_iov(FilterSwitchover *sw,
+                                      NetClientState *sender, unsigned flags,
+                                      const struct iovec *iov, int iovcnt)
+{
+    if (sw->state == FILTER_SWITCHOVER_OFF || sender != sw->nf->netdev) {
+        return 0;
+    }
+    sw->taken++;
+    filter_packet_take(sw->packet, flags, iov, iovcnt,
+                       sw->state != FILTER_SWITCHOVER_MOVE);
+    filter_switchover_update(sw);
+    return iov_size(iov, iovcnt);
+}
+
+void filter_switchover_setup(FilterSwitchover *sw, FilterPacket *packet)
+{
+    sw->packet = packet;
+    sw->nf = packet->nf;
+    sw->writer = packet->writer;
+    sw->vmstate = qemu_add_vm_change_state_handler_prio(
+        filter_switchover_vm_change_state, sw, SWITCHOVER_VMSTATE_PRIORITY);
+    migration_add_notifier(&sw->migration, filter_switchover_migration);
+    filter_writer_on_change(sw->writer, filter_switchover_update, sw);
+}
+
+void filter_switchover_cleanup(FilterSwitchover *sw)
+{
+    if (!sw->packet) {
+        return;
+    }
+    qemu_del_vm_change_state_handler(sw->vmstate);
+    migration_remove_notifier(&sw->migration);
+    if (sw->stopped && !sw->reading) {
+        filter_switchover_read(sw, true);
+    }
+    sw->packet = NULL;
+}
