@@ -484,12 +484,47 @@ int filter_packet_can_read(FilterPacket *p)
     return p->not_read ? 0 : NET_BUFSIZE;
 }
 
+/*
+ * With nothing held there is no need to copy: inject straight from the buffer
+ * in which the chardev has read.  Returns the bytes that are done with.
+ */
+static size_t filter_packet_inject_bytes(FilterPacket *p, const uint8_t *buf,
+                                         size_t len)
+{
+    Error *err = NULL;
+    ssize_t n = 0;
+
+    len = packet_queue_whole(&p->held, buf, len);
+    if (len) {
+        n = qio_channel_write(QIO_CHANNEL(p->ioc), (const char *)buf, len,
+                              &err);
+    }
+    if (n == -1) {
+        filter_packet_set_gone(p, err);
+    }
+    return MAX(n, 0);
+}
+
 int filter_packet_receive_bytes(FilterPacket *p, const uint8_t *buf,
                                 size_t len)
 {
-    uint32_t too_long = packet_queue_put_bytes(&p->held, buf, len);
+    uint32_t too_long;
+    size_t n;
 
     p->received += len;
+    too_long = packet_queue_complete(&p->held, &buf, &len);
+    if (p->active && !timer_pending(p->timer)) {
+        filter_packet_release(p);
+        if (!p->held.bytes && !p->gone) {
+            n = filter_packet_inject_bytes(p, buf, len);
+            buf += n;
+            len -= n;
+        }
+    }
+    if (!too_long) {
+        too_long = packet_queue_put_bytes(&p->held, buf, len);
+    }
+
     if (too_long) {
         error_report("filter-redirector '%s': packet of %" PRIu32 " bytes "
                      "announced, at most %d are possible: connection "

@@ -33,9 +33,9 @@
  *
  * To leave frames in the queue is to switch off QEMU's reading of it.  That is
  * also what happens when the copies reach hold_limit, and after the migration
- * when there is no peer, or it does not keep up.  What then finds the queue full
- * is dropped by the kernel: its length, txqueuelen, is the limit for the time in
- * which QEMU's main loop is away, which is about the downtime.
+ * when there is no peer, or it does not keep up.  What then finds the queue
+ * full is dropped by the kernel: its length, txqueuelen, is the limit for the
+ * time in which QEMU's main loop is away, which is about the downtime.
  */
 
 #include "qemu/osdep.h"
@@ -169,6 +169,8 @@ void filter_switchover_setup(FilterSwitchover *sw, FilterPacket *packet)
     sw->packet = packet;
     sw->nf = packet->nf;
     sw->writer = packet->writer;
+    sw->stopped = !runstate_is_live(runstate_get());
+    sw->reading = true;
     sw->vmstate = qemu_add_vm_change_state_handler_prio(
         filter_switchover_vm_change_state, sw, SWITCHOVER_VMSTATE_PRIORITY);
     migration_add_notifier(&sw->migration, filter_switchover_migration);

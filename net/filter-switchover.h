@@ -35,7 +35,7 @@ typedef struct FilterSwitchover {
     NotifierWithReturn migration;
 
     bool active;                /* the filter is */
-    bool stopped;               /* the VM has been, since the filter exists */
+    bool stopped;               /* the VM is */
     bool done;                  /* the migration is */
     FilterSwitchoverState state;
     bool reading;               /* QEMU reads the netdev's queue */

@@ -121,38 +121,80 @@ void packet_queue_put(PacketQueue *q, const void *hdr, size_t hdr_len,
     q->bytes += len;
 }
 
-uint32_t packet_queue_put_bytes(PacketQueue *q, const uint8_t *buf, size_t len)
+/*
+ * Put at most the rest of one message, or of its length.  Returns 0, or a
+ * length that is too long.
+ */
+static uint32_t packet_queue_put_part(PacketQueue *q, const uint8_t **buf,
+                                      size_t *len)
 {
-    while (len) {
-        PacketQueueChunk *chunk = packet_queue_reserve(q, sizeof(uint32_t));
-        size_t part = chunk->len - chunk->whole;
-        size_t whole = sizeof(uint32_t);
-        size_t n;
+    PacketQueueChunk *chunk = packet_queue_reserve(q, sizeof(uint32_t));
+    size_t part = chunk->len - chunk->whole;
+    size_t whole = sizeof(uint32_t);
+    uint32_t payload;
+    size_t n;
 
-        if (part >= whole) {
-            whole = message_len(q, chunk->data + chunk->whole);
-            chunk = packet_queue_reserve(q, whole - part);
+    if (part >= whole) {
+        whole = message_len(q, chunk->data + chunk->whole);
+        chunk = packet_queue_reserve(q, whole - part);
+    }
+    n = MIN(*len, whole - part);
+    memcpy(chunk->data + chunk->len, *buf, n);
+    chunk->len += n;
+    q->bytes += n;
+    *buf += n;
+    *len -= n;
+
+    part += n;
+    if (part >= sizeof(uint32_t)) {
+        payload = ldl_be_p(chunk->data + chunk->whole);
+        if (payload > NET_BUFSIZE) {
+            return payload;
         }
-        n = MIN(len, whole - part);
-        memcpy(chunk->data + chunk->len, buf, n);
-        chunk->len += n;
-        q->bytes += n;
-        buf += n;
-        len -= n;
-
-        part += n;
-        if (part >= sizeof(uint32_t)) {
-            uint32_t payload = ldl_be_p(chunk->data + chunk->whole);
-
-            if (payload > NET_BUFSIZE) {
-                return payload;
-            }
-            if (part == message_head(q) + payload) {
-                chunk->whole = chunk->len;
-            }
+        if (part == message_head(q) + payload) {
+            chunk->whole = chunk->len;
         }
     }
     return 0;
+}
+
+uint32_t packet_queue_put_bytes(PacketQueue *q, const uint8_t *buf, size_t len)
+{
+    uint32_t too_long = 0;
+
+    while (len && !too_long) {
+        too_long = packet_queue_put_part(q, &buf, &len);
+    }
+    return too_long;
+}
+
+uint32_t packet_queue_complete(PacketQueue *q, const uint8_t **buf,
+                               size_t *len)
+{
+    PacketQueueChunk *last;
+    uint32_t too_long = 0;
+
+    while (*len && !too_long &&
+           (last = QSIMPLEQ_LAST(&q->chunks, PacketQueueChunk, next)) &&
+           last->len > last->whole) {
+        too_long = packet_queue_put_part(q, buf, len);
+    }
+    return too_long;
+}
+
+size_t packet_queue_whole(PacketQueue *q, const uint8_t *buf, size_t len)
+{
+    size_t pos = 0;
+
+    while (len - pos >= message_head(q)) {
+        uint32_t payload = ldl_be_p(buf + pos);
+
+        if (payload > len - pos - message_head(q) || payload > NET_BUFSIZE) {
+            break;
+        }
+        pos += message_head(q) + payload;
+    }
+    return pos;
 }
 
 void packet_queue_truncate(PacketQueue *q)

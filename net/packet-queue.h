@@ -82,6 +82,29 @@ uint32_t packet_queue_put_bytes(PacketQueue *q, const uint8_t *buf,
                                 size_t len);
 
 /**
+ * packet_queue_complete:
+ * @q: the queue
+ * @buf: the next piece of the stream; is moved on behind what was taken
+ * @len: bytes at @buf; is reduced likewise
+ *
+ * Put no more than what belongs to the message at the end that is not whole.
+ *
+ * Returns: as packet_queue_put_bytes()
+ */
+uint32_t packet_queue_complete(PacketQueue *q, const uint8_t **buf,
+                               size_t *len);
+
+/**
+ * packet_queue_whole:
+ * @q: the queue, whose messages are all whole
+ * @buf: the next piece of the stream
+ * @len: bytes at @buf
+ *
+ * Returns: how many of these bytes are whole messages
+ */
+size_t packet_queue_whole(PacketQueue *q, const uint8_t *buf, size_t len);
+
+/**
  * packet_queue_truncate:
  * @q: the queue
  *
