@@ -337,7 +337,7 @@ static int filter_packet_migration(NotifierWithReturn *notifier,
 
 static void filter_packet_drop_held(FilterPacket *p)
 {
-    filter_count_drop(p->nf, &p->dropped_gone, packet_queue_clear(&p->held),
+    filter_count_drop(p->nf, &p->dropped_gone, packet_queue_drop(&p->held),
                       "the host interface is gone");
 }
 

@@ -111,6 +111,41 @@ static void filter_switchover_update(void *opaque)
     }
 }
 
+/* Frames that have found the queue full so far; 0 if that is not known */
+static uint64_t filter_switchover_read_full(FilterSwitchover *sw)
+{
+    NetClientState *netdev = sw->nf->netdev;
+    g_autofree char *ifname = NULL;
+    g_autofree char *path = NULL;
+    g_autofree char *text = NULL;
+
+    if (!netdev->info->get_host_ifname) {
+        return 0;
+    }
+    ifname = netdev->info->get_host_ifname(netdev, NULL);
+    if (!ifname) {
+        return 0;
+    }
+    path = g_strdup_printf("/sys/class/net/%s/statistics/tx_dropped", ifname);
+    if (!g_file_get_contents(path, &text, NULL, NULL)) {
+        return 0;
+    }
+    return g_ascii_strtoull(text, NULL, 10);
+}
+
+static void filter_switchover_count_full(FilterSwitchover *sw)
+{
+    uint64_t full = filter_switchover_read_full(sw);
+
+    if (full > sw->full_before) {
+        filter_count_drop(sw->nf, &sw->dropped_queue_full,
+                          full - sw->full_before,
+                          "the queue of its interface was full while the VM "
+                          "was stopped; see 'ip link set txqueuelen'");
+        sw->full_before = full;
+    }
+}
+
 static void filter_switchover_vm_change_state(void *opaque, bool running,
                                               RunState state)
 {
@@ -118,6 +153,7 @@ static void filter_switchover_vm_change_state(void *opaque, bool running,
 
     if (running) {
         if (sw->stopped) {
+            filter_switchover_count_full(sw);
             sw->stopped = false;
             sw->state = FILTER_SWITCHOVER_OFF;
             trace_filter_switchover_give_back(filter_packet_id(sw->packet),
@@ -129,6 +165,7 @@ static void filter_switchover_vm_change_state(void *opaque, bool running,
         sw->done = false;
     } else {
         sw->stopped = true;
+        sw->full_before = filter_switchover_read_full(sw);
         /* Whatever the devices have left it at */
         filter_switchover_read(sw, filter_switchover_wants_more(sw));
     }
@@ -140,6 +177,9 @@ static int filter_switchover_migration(NotifierWithReturn *notifier,
     FilterSwitchover *sw = container_of(notifier, FilterSwitchover, migration);
 
     sw->done = event->type == MIG_EVENT_PRECOPY_DONE;
+    if (sw->stopped && sw->active) {
+        filter_switchover_count_full(sw);
+    }
     filter_switchover_update(sw);
     return 0;
 }

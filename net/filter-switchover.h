@@ -41,6 +41,8 @@ typedef struct FilterSwitchover {
     bool reading;               /* QEMU reads the netdev's queue */
 
     uint64_t taken;             /* frames */
+    uint64_t full_before;       /* tx_dropped of the interface at the stop */
+    uint64_t dropped_queue_full; /* frames, while the VM was stopped */
 } FilterSwitchover;
 
 /**

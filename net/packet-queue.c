@@ -268,6 +268,21 @@ uint64_t packet_queue_clear(PacketQueue *q)
     return n;
 }
 
+uint64_t packet_queue_drop(PacketQueue *q)
+{
+    uint64_t n = 0;
+    uint8_t *buf;
+    size_t len;
+
+    while ((buf = packet_queue_peek(q, &len))) {
+        for (size_t pos = 0; pos < len; n++) {
+            pos += message_len(q, buf + pos);
+        }
+        packet_queue_consume(q, len);
+    }
+    return n;
+}
+
 uint64_t packet_queue_discard(PacketQueue *q)
 {
     PacketQueueChunk *chunk = QSIMPLEQ_FIRST(&q->chunks);

@@ -45,6 +45,16 @@ void packet_queue_init(PacketQueue *q, bool vnet_hdr);
 uint64_t packet_queue_clear(PacketQueue *q);
 
 /**
+ * packet_queue_drop:
+ * @q: the queue, of which nothing was consumed in part
+ *
+ * Drop all whole messages.
+ *
+ * Returns: how many
+ */
+uint64_t packet_queue_drop(PacketQueue *q);
+
+/**
  * packet_queue_discard:
  * @q: the queue
  *

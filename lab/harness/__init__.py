@@ -7,6 +7,7 @@
     peer.py       control of the two ends of the stream (guest/stream.c)
     count.py      records -> lost, duplicated, reordered, outage; no I/O
     migrate.py    one run: set up, migrate, count -> a result (dict)
+    pingpong.py   many migrations of one guest, to and fro
     vm.py         a VM with vhost-net, in which all of this can run
     matrix.py     the cells of the migration matrix
     report.py     results -> promises, table and picture

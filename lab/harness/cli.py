@@ -23,19 +23,22 @@ HELP = {
     'ending': 'how the migration ends: ' + ', '.join(ENDINGS),
     'tcp': 'Mbit/s of a bulk TCP transfer to the guest',
     'return_path': 'capability return-path, which libvirt sets',
+    'multifd': 'capability multifd',
+    'privileged': "give the source's filter in_netdev",
     'vhost': 'use vhost-net',
     'accel': "QEMU's -accel (also LAB_ACCEL)",
 }
 CHOICES = {'copy': COPIES, 'ending': ENDINGS}
 
 
-def add_condition_options(parser):
+def add_condition_options(parser, defaults=Conditions()):
     for field in dataclasses.fields(Conditions):
         how = {'action': argparse.BooleanOptionalAction} \
             if field.type is bool else \
             {'type': field.type, 'metavar': field.type.__name__.upper(),
              'choices': CHOICES.get(field.name)}
-        parser.add_argument(f'--{field.name}', default=field.default,
+        parser.add_argument(f'--{field.name}',
+                            default=getattr(defaults, field.name),
                             help=f'{HELP[field.name]} (%(default)s)', **how)
 
 

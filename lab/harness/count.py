@@ -13,6 +13,8 @@ large by the fastest packet's travel time.  Before and after the migration are
 done separately, each with the packets nearest to it, so that a guest clock that
 runs slightly fast or slow does no harm.
 """
+import bisect
+from collections import Counter
 from typing import NamedTuple
 
 SECOND = 1_000_000_000
@@ -24,24 +26,43 @@ class Record(NamedTuple):
     seq: int
 
 
-def count(sent, records):
-    """Figures of one direction; SENT packets are numbered 0 to SENT - 1."""
-    seen = set()
-    duplicated = reordered = 0
+def faults(sent, records):
+    """[(what, number)] of the packets that were 'duplicated', 'reordered' or
+    'lost', of SENT that are numbered 0 to SENT - 1."""
+    out, seen = [], set()
     highest = -1
     for r in records:
         if not 0 <= r.seq < sent:
             raise ValueError(f'packet {r.seq} was received, '
                              f'but only {sent} were sent')
         if r.seq in seen:
-            duplicated += 1
+            out.append(('duplicated', r.seq))
             continue
         seen.add(r.seq)
         if r.seq < highest:
-            reordered += 1
+            out.append(('reordered', r.seq))
         highest = max(highest, r.seq)
-    return {'sent': sent, 'received': len(seen), 'lost': sent - len(seen),
-            'duplicated': duplicated, 'reordered': reordered}
+    return out + [('lost', n) for n in range(sent) if n not in seen]
+
+
+def count(sent, records):
+    """Figures of one direction."""
+    number = Counter(what for what, _ in faults(sent, records))
+    return {'sent': sent, 'received': sent - number['lost'],
+            **{what: number[what]
+               for what in ('lost', 'duplicated', 'reordered')}}
+
+
+def charge(sent, records, begins):
+    """The same faults, for each of the times BEGINS (the sender's clock): of
+    the packets that were sent from then to the next; the first has also those
+    before it."""
+    rows = [Counter() for _ in begins]
+    for what, number in faults(sent, records):
+        at = bisect.bisect(begins, send_time(number, records)) - 1
+        rows[max(at, 0)][what] += 1
+    return [{what: row[what] for what in ('lost', 'duplicated', 'reordered')}
+            for row in rows]
 
 
 def first_arrivals(records):

@@ -16,12 +16,11 @@ neither cancelling nor losing the destination is something to survive.
 The command lines of both QEMUs are complete from the start; nothing is done
 over QMP but "migrate" itself, its parameters, and looking.
 
-With mode "ours", host a captures what reaches its TAP while the VM is stopped,
-and host b injects that.  Between them is a socket on which a listens (wait=off)
-and b connects.  Of the two ways only this one works with static command lines:
-b starts last, always with a running, so it finds the socket there and fails at
-once if not; a need not know where it will be migrated to.  A machine that has
-been migrated can carry both filters and be migrated on.
+With mode "ours", host a takes what reaches its TAP while the VM is stopped, and
+host b injects that.  Between them is a socket on which a listens (wait=off) and
+b connects: b starts last, always with a running, so it finds the socket there
+and fails at once if not.  (The manual has it the other way round; that needs a
+reconnect.)  A machine that is migrated on carries both filters: pingpong.py.
 """
 import hashlib
 import os
@@ -42,21 +41,32 @@ COPIES = ('precopy', 'postcopy')
 ENDINGS = ('source-kept', 'source-killed', 'cancelled', 'destination-killed')
 FAILURES = ENDINGS[2:]
 BOOTS = 3                   # until its clock is right
+FAST = 4000                 # packets/s, the highest rate that is asserted
 IN_THE_GAP = 50             # packets to the guest while the VM is stopped
 BOOTED = ('booted', 'booted.stamp')
 PORT = 7000
-INCOMING = f'tcp:{LINK_ADDRESS["b"]}:7002'
 
-CAPTURE = [
-    '-chardev', f'socket,id=m0,host={LINK_ADDRESS["a"]},port=7001,'
-                'server=on,wait=off,nodelay=on',
-    '-object', 'filter-redirector,id=cap0,netdev=n0,in_netdev=n0,outdev=m0,'
-               'enable_when_running=off,enable_when_stopped=on,'
-               'vnet_hdr_support=on']
-INJECT = [
-    '-chardev', f'socket,id=m0,host={LINK_ADDRESS["a"]},port=7001,nodelay=on',
-    '-object', 'filter-redirector,id=inj0,netdev=n0,indev=m0,out_netdev=n0,'
-               'vnet_hdr_support=on']
+
+def incoming(host):
+    return f'tcp:{LINK_ADDRESS[host]}:7002'
+
+
+def capture(privileged, host='a', chardev='m0'):
+    """The arguments of a QEMU on HOST that may be migrated away."""
+    in_netdev = 'in_netdev=n0,' if privileged else ''
+    return ['-chardev', f'socket,id={chardev},host={LINK_ADDRESS[host]},'
+                        'port=7001,server=on,wait=off,nodelay=on',
+            '-object', f'filter-redirector,id=cap0,netdev=n0,{in_netdev}'
+                       f'outdev={chardev},enable_when_running=off,'
+                       'enable_when_stopped=on,vnet_hdr_support=on']
+
+
+def inject(source='a', chardev='m0', more=''):
+    """The arguments of a QEMU that may be migrated to, from the host SOURCE."""
+    return ['-chardev', f'socket,id={chardev},host={LINK_ADDRESS[source]},'
+                        f'port=7001,nodelay=on{more}',
+            '-object', f'filter-redirector,id=inj0,netdev=n0,indev={chardev},'
+                       'out_netdev=n0,vnet_hdr_support=on']
 
 
 @dataclass
@@ -76,6 +86,8 @@ class Conditions:
     ending: str = 'source-kept'     # one of ENDINGS
     tcp: int = 0                # Mbit/s of a bulk TCP transfer to the guest
     return_path: bool = True    # the migration capability, as libvirt sets it
+    multifd: bool = False       # another one
+    privileged: bool = True     # else the source's filter has no in_netdev
     vhost: bool = False
     accel: str = os.environ.get('LAB_ACCEL') or 'tcg,thread=multi'
 
@@ -85,6 +97,8 @@ class Conditions:
                 f'migration at {self.bandwidth} MB/s over a link of '
                 f'{self.link or "unlimited"} Mbit/s, '
                 f'{"" if self.return_path else "without return path, "}'
+                f'{"multifd, " if self.multifd else ""}'
+                f'{"" if self.privileged else "without in_netdev, "}'
                 f'vhost={"on" if self.vhost else "off"}, '
                 + (f'TCP to the guest at {self.tcp} Mbit/s, ' if self.tcp
                    else '') +
@@ -205,20 +219,25 @@ def check_vhost(qmp, c):
         raise LabError(f'{qmp.child.name} uses vhost, although vhost=off')
 
 
-def migrate(system, source, destination, c, client):
-    """Returns when the guest was stopped and resumed (host ns), the monitor of
-    the QEMU that has it now, and the reported downtime in ms (None: none)."""
-    source.events.clear()               # of loading its state
-    fails = c.ending in FAILURES
-    wanted = [name for name, on in (('return-path', c.return_path),
-                                    ('postcopy-ram', c.copy == 'postcopy'),
-                                    ('pause-before-switchover', fails)) if on]
+def set_up_migration(source, destination, c):
+    wanted = [name for name, on in (
+        ('return-path', c.return_path), ('multifd', c.multifd),
+        ('postcopy-ram', c.copy == 'postcopy'),
+        ('pause-before-switchover', c.ending in FAILURES)) if on]
     for qmp in (source, destination):
         qmp.execute('migrate-set-capabilities', capabilities=[
             {'capability': name, 'state': True} for name in wanted])
     source.execute('migrate-set-parameters',
                    max_bandwidth=c.bandwidth * 1_000_000)
-    source.execute('migrate', uri=INCOMING)
+
+
+def migrate(system, source, destination, c, client):
+    """Returns when the guest was stopped and resumed (host ns), the monitor of
+    the QEMU that has it now, and the reported downtime in ms (None: none)."""
+    fails = c.ending in FAILURES
+    set_up_migration(source, destination, c)
+    source.events.clear()               # of loading its state
+    source.execute('migrate', uri=incoming('b'))
     if c.copy == 'postcopy':
         source.wait('MIGRATION_PASS', 60, **{'pass': 2})
         source.execute('migrate-start-postcopy')
@@ -281,7 +300,7 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         started = time.monotonic()
         a = start_qemu(system, 'a', c, log('a'),
                        ['-incoming', f'file:{state}',
-                        *(CAPTURE if mode == 'ours' else ())])
+                        *(capture(c.privileged) if mode == 'ours' else ())])
         control = system.udp_socket('client')
         guest = Peer(f'guest (see {log("*")}.console)', control,
                      GUEST_ADDRESS, PORT, system.check)
@@ -301,8 +320,8 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
                 str(c.tcp)], log('bulk') + '.log')
         if migrating:
             b = start_qemu(system, 'b', c, log('b'),
-                           ['-incoming', INCOMING,
-                            *(INJECT if mode == 'ours' else ())])
+                           ['-incoming', incoming('b'),
+                            *(inject() if mode == 'ours' else ())])
 
         number = random.randrange(1, 1 << 31)
         guest.ask(f'set {number} {CLIENT_ADDRESS} {PORT} '
@@ -365,6 +384,20 @@ def ms(ns):
     return round(ns / 1e6, 1)
 
 
+def direction(sender, receiver, records):
+    """The figures of one direction: from the counters of both ends, and the
+    receiver's records."""
+    if receiver['buffer_errors']:
+        raise InvalidRun(f'{receiver["buffer_errors"]} packets found the '
+                         f'socket full: the receiver could not keep up, this '
+                         f'run is invalid')
+    return {**count.count(sender['sent'], records),
+            'damaged': receiver['damaged'] + receiver['foreign']
+            + receiver['checksum_errors'],
+            'holes': count.holes(count.lost_numbers(sender['sent'], records)),
+            'send_errors': sender['send_errors']}
+
+
 def evaluate(guest_records, client_records, at_guest, at_client, stop, resume):
     """The figures of both directions, and what the picture needs.  Times of
     arrivals are relative to the stop (without one, to the first packet)."""
@@ -382,25 +415,14 @@ def evaluate(guest_records, client_records, at_guest, at_client, stop, resume):
     zero = stop if stop is not None else guest_records[0].sent_ns
     lost = count.lost_numbers(at_client['sent'], guest_records)
 
-    for end in at_guest, at_client:
-        if end['buffer_errors']:
-            raise InvalidRun(f'{end["buffer_errors"]} packets found the socket '
-                             f"full: the guest could not keep up, this run "
-                             f'is invalid')
     result = {}
     for direction, sender, receiver, records in (
             ('to_guest', at_client, at_guest, guest_records),
             ('to_client', at_guest, at_client, client_records)):
-        figures = count.count(sender['sent'], records)
+        figures = direction(sender, receiver, records)
         length, begin = count.outage([t for t, _ in at[direction]],
                                      stop or 0)
-        figures.update(
-            damaged=receiver['damaged'] + receiver['foreign']
-            + receiver['checksum_errors'],
-            outage_ms=ms(length), outage_at_ms=ms(begin - zero),
-            holes=count.holes(count.lost_numbers(sender['sent'], records)),
-            socket_full_drops=receiver['buffer_errors'],
-            send_errors=sender['send_errors'])
+        figures.update(outage_ms=ms(length), outage_at_ms=ms(begin - zero))
         result[direction] = figures
     relative = lambda ns: round((ns - zero) / 1e6, 3)
     result['timeline'] = {

@@ -21,7 +21,7 @@ class QMP:
     """A listening socket first (pass .arguments to QEMU), then a monitor."""
 
     def __init__(self, directory, name):
-        path = os.path.join(directory, f'qmp-{name}.sock')
+        self.path = path = os.path.join(directory, f'qmp-{name}.sock')
         self.arguments = ['-chardev', f'socket,id=qmp,path={path}',
                           '-mon', 'chardev=qmp,mode=control']
         self.listener = socket.socket(socket.AF_UNIX)
@@ -34,6 +34,7 @@ class QMP:
         self.child = child
         self.socket = accept(self.listener, child, 20)
         self.listener.close()
+        os.unlink(self.path)            # for the next QEMU of this name
         self.lines = b''
         self.clock = monotonic_minus_realtime()
         self.read(time.monotonic() + 20 * PATIENCE)         # the greeting

@@ -44,6 +44,13 @@ def test_count_each_fault():
     equal([r.seq for r in count.first_arrivals(records)], [0, 1, 4, 3])
 
 
+def test_count_charges_faults_to_times():
+    """As above: 1 (sent at 2 ms) twice, 2 lost, 3 (at 6) after 4, 5 lost."""
+    got = count.charge(6, arrivals(0, 1, 1, 4, 3), [0, 3 * MS, 5 * MS])
+    equal([tuple(row.values()) for row in got],
+          [(0, 1, 0), (1, 0, 0), (1, 0, 1)])
+
+
 def test_count_late_duplicate_is_not_reordered():
     equal(count.count(3, arrivals(0, 1, 2, 0))['reordered'], 0)
 

@@ -176,10 +176,9 @@ uint8_t *wire_recv_vnet(int fd, struct virtio_net_hdr *hdr,
     return buf;
 }
 
-/* Append a message; @vnet_hdr_len is -1 if the stream has no vnet headers */
-static void wire_append(GByteArray *wire, int vnet_hdr_len,
-                        const struct virtio_net_hdr *hdr,
-                        const uint8_t *frame, size_t len)
+void wire_append(GByteArray *wire, int vnet_hdr_len,
+                 const struct virtio_net_hdr *hdr,
+                 const uint8_t *frame, size_t len)
 {
     uint8_t head[8];
 
@@ -344,6 +343,19 @@ void wait_capturing(bool capturing)
     } while (found != capturing);
 }
 
+int count_packet_sockets(void)
+{
+    g_autofree char *text = NULL;
+    int n = 0;
+
+    g_assert_true(g_file_get_contents("/proc/thread-self/net/packet", &text,
+                                      NULL, NULL));
+    for (char *p = text; (p = strchr(p, '\n')); p++) {
+        n++;
+    }
+    return n;
+}
+
 int packet_socket(const char *name, int type, uint16_t proto)
 {
     struct sockaddr_ll sll = {
@@ -358,6 +370,15 @@ int packet_socket(const char *name, int type, uint16_t proto)
         g_assert_cmpint(bind(fd, (struct sockaddr *)&sll, sizeof(sll)), ==, 0);
     }
     return fd;
+}
+
+void rarp_expect(int fd)
+{
+    uint8_t buf[FRAME_LEN];
+
+    wait_fd(fd, POLLIN);
+    g_assert_cmpint(recv(fd, buf, sizeof(buf), 0), >=, ETH_HLEN);
+    g_assert_cmpint(lduw_be_p(buf + 2 * ETH_ALEN), ==, ETH_P_RARP);
 }
 
 void tap_open(Tap *tap, const char *name)
@@ -534,8 +555,10 @@ void env_start_full(Env *e, int taps, bool hub, const char *machine,
                     const char *options)
 {
     static const char *const names[] = { "qtap0", "qtap1" };
+    static unsigned serial;
     g_autoptr(GString) args = g_string_new("");
     g_autofree char *more = capture_props(options);
+    int size = GUEST_ROOM;
     int theirs[4];
     int n = 0;
     int i;
@@ -551,6 +574,11 @@ void env_start_full(Env *e, int taps, bool hub, const char *machine,
                                e->tap[i].fd);
         if (hub) {
             socket_pair(fd);
+            /* Best effort: root may have room for many frames */
+            if (setsockopt(fd[1], SOL_SOCKET, SO_SNDBUFFORCE, &size,
+                           sizeof(size)) < 0) {
+                g_test_message("SO_SNDBUFFORCE: %s", strerror(errno));
+            }
             e->guest[i] = fd[0];
             theirs[n++] = fd[1];
             g_string_append_printf(args,
@@ -569,7 +597,7 @@ void env_start_full(Env *e, int taps, bool hub, const char *machine,
         g_string_append_printf(args, "-chardev socket,id=c%d,fd=%d ",
                                i, fd[1]);
     }
-    e->listen = g_strdup_printf("%s/s0", tmpdir);
+    e->listen = g_strdup_printf("%s/s%u", tmpdir, serial++);
     g_string_append_printf(args,
                            "-chardev socket,id=s0,path=%s,server=on,wait=off ",
                            e->listen);
@@ -726,6 +754,12 @@ void vm_answers(Env *e)
     }
 }
 
+void assert_silent(Env *e, int fd)
+{
+    vm_answers(e);
+    g_assert_false(readable(fd));
+}
+
 void vm_stall(Env *e, bool stall)
 {
     pid_t pid = qtest_pid(e->qts);
@@ -735,6 +769,57 @@ void vm_stall(Env *e, bool stall)
     if (stall) {
         g_assert_cmpint(waitid(P_PID, pid, &info, WSTOPPED), ==, 0);
     }
+}
+
+void migrate_pause(Env *e)
+{
+    qtest_qmp_assert_success(e->qts, "{ 'execute':"
+        " 'migrate-set-capabilities', 'arguments': { 'capabilities': ["
+        " { 'capability': 'pause-before-switchover', 'state': true } ] } }");
+}
+
+void migration_start(Env *e, const char *uri)
+{
+    qtest_qmp_assert_success(e->qts, "{ 'execute': 'migrate',"
+                             " 'arguments': { 'uri': %s } }", uri);
+}
+
+void migrate_continue(Env *e)
+{
+    qtest_qmp_assert_success(e->qts, "{ 'execute': 'migrate-continue',"
+                             " 'arguments': { 'state': 'pre-switchover' } }");
+}
+
+void wait_migration(Env *e, const char *status)
+{
+    gint64 end = g_get_monotonic_time() + TIME_LIMIT * 1000;
+
+    for (;;) {
+        QDict *resp = qtest_qmp_assert_success_ref(e->qts, "{ 'execute':"
+                                                   " 'query-migrate' }");
+        g_autofree char *now = g_strdup(qdict_get_try_str(resp, "status"));
+
+        qobject_unref(resp);
+        if (!g_strcmp0(now, status)) {
+            return;
+        }
+        g_assert_cmpstr(now, !=, "failed");
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+    }
+}
+
+void migrate_to_pause(Env *e, const char *uri)
+{
+    migration_start(e, uri);
+    qtest_qmp_eventwait(e->qts, "STOP");
+    wait_migration(e, "pre-switchover");
+}
+
+void migrate_cancel(Env *e)
+{
+    qtest_qmp_assert_success(e->qts, "{ 'execute': 'migrate_cancel' }");
+    wait_migration(e, "cancelled");
+    qtest_qmp_eventwait(e->qts, "RESUME");
 }
 
 /* Up to the answer, past greeting and events */

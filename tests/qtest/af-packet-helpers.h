@@ -69,8 +69,11 @@ uint8_t *wire_recv_vnet(int fd, struct virtio_net_hdr *hdr,
 
 /*
  * Append a message to @wire; @vnet_hdr_len is -1 for a stream without vnet
- * headers, else the vnet header is all zero
+ * headers, else the vnet header is @hdr, or all zero
  */
+void wire_append(GByteArray *wire, int vnet_hdr_len,
+                 const struct virtio_net_hdr *hdr,
+                 const uint8_t *frame, size_t len);
 void wire_append_seq(GByteArray *wire, int vnet_hdr_len, uint32_t seq,
                      size_t len);
 void wire_send(int fd, uint32_t seq, size_t len);
@@ -124,8 +127,13 @@ uint64_t if_tx_dropped(const char *name);
 /* Wait until the kernel offers frames to no socket, or to some */
 void wait_capturing(bool capturing);
 
+/* All of the namespace's, whether they capture, inject or neither */
+int count_packet_sockets(void);
 /* An AF_PACKET socket, bound unless @name is NULL; QEMU does not inherit it */
 int packet_socket(const char *name, int type, uint16_t proto);
+
+/* The next frame tells the network where a guest is, to a socket for these */
+void rarp_expect(int fd);
 
 void tap_open(Tap *tap, const char *name);
 void tap_close(Tap *tap);
@@ -142,6 +150,9 @@ void tap_expect(Tap *tap, uint32_t seq, size_t len);
 
 
 /* QEMU */
+
+/* Bytes that a guest[] may have to read, if that can be had */
+#define GUEST_ROOM (8 * 1024 * 1024)
 
 typedef struct Env {
     QTestState *qts;
@@ -189,8 +200,20 @@ void filter_set_status(Env *e, const char *id, bool on);
 void vm_run(Env *e, bool run);
 /* QEMU answers, and has been through its main loop some times */
 void vm_answers(Env *e);
+/* And what it had to write to @fd, it has written: there is nothing */
+void assert_silent(Env *e, int fd);
 /* QEMU stops as it is, and the kernel does not; or it goes on */
 void vm_stall(Env *e, bool stall);
+
+/* Outgoing migrations; with a pause, migrate_continue() is to follow */
+void migrate_pause(Env *e);
+void migration_start(Env *e, const char *uri);
+void migrate_continue(Env *e);
+void wait_migration(Env *e, const char *status);
+/* Up to the pause, and back from it: the VM runs again */
+void migrate_to_pause(Env *e, const char *uri);
+void migrate_cancel(Env *e);
+
 /*
  * For a QEMU that may hang: a monitor on the far end of @fd, which tells in
  * time whether there is an answer

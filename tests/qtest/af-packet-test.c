@@ -1037,20 +1037,15 @@ static void test_capture_vlan(void)
     bridge_close();
 }
 
-/*
- * A TCP segment of 20000 bytes, tagged or not.  It travels with its metadata;
- * where there is no place for that, it is cut into segments that need none.
- */
-static void test_capture_gso(const void *opaque)
+/* A TCP segment of 20000 bytes, tagged or not, and the metadata to cut it */
+#define GSO_PAYLOAD 20000
+#define GSO_LEN (54 + GSO_PAYLOAD)
+
+static void gso_fill(uint8_t *frame, size_t tag_len, struct virtio_net_hdr *hdr)
 {
-    const size_t tag_len = opaque ? 4 : 0;
-    const size_t len = 54 + tag_len + 20000;
-    g_autofree uint8_t *frame = g_malloc(len);
-    g_autofree uint8_t *buf = NULL;
     uint8_t *ip = frame + 14 + tag_len;
-    struct virtio_net_hdr none = { 0 };
-    struct virtio_net_hdr got;
-    struct virtio_net_hdr hdr = {
+
+    *hdr = (struct virtio_net_hdr) {
         .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM,
         .gso_type = VIRTIO_NET_HDR_GSO_TCPV4,
         .hdr_len = 54 + tag_len,
@@ -1058,9 +1053,53 @@ static void test_capture_gso(const void *opaque)
         .csum_start = 34 + tag_len,
         .csum_offset = 16,
     };
+    frame_fill(frame, 0, GSO_LEN + tag_len);
+    if (tag_len) {
+        stl_be_p(frame + 12, 0x81006005);
+    }
+    stw_be_p(ip - 2, ETH_P_IP);
+    ip_header(ip, IPPROTO_TCP, 20 + GSO_PAYLOAD);
+    memset(ip + 20, 0, 20);
+    stw_be_p(ip + 20, 1000);            /* ports */
+    stw_be_p(ip + 22, 2000);
+    ip[32] = 5 << 4;                    /* header length in words */
+    ip[33] = 0x10;                      /* ACK */
+    stw_be_p(ip + 36, ip_pseudo_sum(ip));
+}
+
+/* It is the one with the bytes from @done on; returns how many these are */
+static size_t assert_segment(const uint8_t *segment, size_t len,
+                             const struct virtio_net_hdr *hdr,
+                             const uint8_t *frame, size_t tag_len, size_t done)
+{
+    size_t n = MIN(hdr->gso_size, GSO_PAYLOAD - done);
+    const uint8_t *ip = segment + 14 + tag_len;
+
+    g_assert_cmpint(len, ==, hdr->hdr_len + n);
+    g_assert_cmpmem(segment, 14 + tag_len, frame, 14 + tag_len);
+    g_assert_cmpint(lduw_be_p(ip + 2), ==, 40 + n);
+    g_assert_cmphex(inet_sum(ip, 20, 0), ==, 0xffff);
+    g_assert_cmpint(ldl_be_p(ip + 24), ==, done);
+    g_assert_cmphex(inet_sum(ip + 20, 20 + n, ip_pseudo_sum(ip)), ==, 0xffff);
+    g_assert_cmpmem(ip + 40, n, frame + hdr->hdr_len + done, n);
+    return n;
+}
+
+/*
+ * It travels with its metadata; where there is no place for that, it is cut
+ * into segments that need none.
+ */
+static void test_capture_gso(const void *opaque)
+{
+    const size_t tag_len = opaque ? 4 : 0;
+    const size_t len = GSO_LEN + tag_len;
+    g_autofree uint8_t *frame = g_malloc(len);
+    g_autofree uint8_t *buf = NULL;
+    struct virtio_net_hdr none = { 0 };
+    struct virtio_net_hdr got, hdr;
     uint8_t marker[FRAME_LEN];
     size_t hdr_len, got_len;
-    size_t done, n;
+    size_t done;
     Env e;
 
     env_init(&e);
@@ -1073,18 +1112,7 @@ static void test_capture_gso(const void *opaque)
                "vnet_hdr_support=on");
     tap_set_offload(&e.tap[0], TUN_F_CSUM | TUN_F_TSO4);
 
-    frame_fill(frame, 0, len);
-    if (tag_len) {
-        stl_be_p(frame + 12, 0x81006005);
-    }
-    stw_be_p(ip - 2, ETH_P_IP);
-    ip_header(ip, IPPROTO_TCP, 20020);
-    memset(ip + 20, 0, 20);
-    stw_be_p(ip + 20, 1000);            /* ports */
-    stw_be_p(ip + 22, 2000);
-    ip[32] = 5 << 4;                    /* header length in words */
-    ip[33] = 0x10;                      /* ACK */
-    stw_be_p(ip + 36, ip_pseudo_sum(ip));
+    gso_fill(frame, tag_len, &hdr);
     guest_send(&e.tap[1], &hdr, frame, len);
 
     buf = wire_recv_vnet(e.chr[1], &got, &hdr_len, &got_len);
@@ -1096,19 +1124,10 @@ static void test_capture_gso(const void *opaque)
     g_assert_cmpint(got.csum_start, ==, hdr.csum_start);
     g_assert_cmpint(got.csum_offset, ==, hdr.csum_offset);
 
-    for (done = 0; done < 20000; done += n) {
+    for (done = 0; done < GSO_PAYLOAD; ) {
         g_autofree uint8_t *segment = wire_recv(e.chr[0], &got_len);
-        uint8_t *segment_ip = segment + 14 + tag_len;
 
-        n = MIN(1400, 20000 - done);
-        g_assert_cmpint(got_len, ==, hdr.hdr_len + n);
-        g_assert_cmpmem(segment, 14 + tag_len, frame, 14 + tag_len);
-        g_assert_cmpint(lduw_be_p(segment_ip + 2), ==, 40 + n);
-        g_assert_cmphex(inet_sum(segment_ip, 20, 0), ==, 0xffff);
-        g_assert_cmpint(ldl_be_p(segment_ip + 24), ==, done);
-        g_assert_cmphex(inet_sum(segment_ip + 20, 20 + n,
-                                 ip_pseudo_sum(segment_ip)), ==, 0xffff);
-        g_assert_cmpmem(segment_ip + 40, n, ip + 40 + done, n);
+        done += assert_segment(segment, got_len, &hdr, frame, tag_len, done);
     }
 
     frame_fill(marker, 1, sizeof(marker));
@@ -3483,6 +3502,736 @@ static void test_leak_errors(void)
 }
 
 
+/* Switchover */
+
+/*
+ * A filter for the frames of a VM that its migration has stopped, with
+ * in_netdev and a copy for the guest, or without.  The test is the destination:
+ *
+ *   host --> tap[0] --> n0 --> filter --> outdev --> chr[0]
+ *                        |
+ *                        +--> guest[0], while the VM runs
+ *
+ * or there is a QEMU for it, which injects on a TAP of its own.
+ */
+static char *migration_file;
+
+#define ONLY_STOPPED ",enable_when_running=off,enable_when_stopped=on"
+
+/* More than QEMU reads in one go, less than the queue of a TAP */
+#define MANY 300
+
+static void host_send_range(Tap *tap, uint32_t begin, uint32_t end, size_t len)
+{
+    for (; begin < end; begin++) {
+        host_send(tap, begin, len);
+    }
+}
+
+static void wire_expect_range(int fd, uint32_t begin, uint32_t end, size_t len)
+{
+    for (; begin < end; begin++) {
+        wire_expect(fd, begin, len);
+    }
+}
+
+static void tap_expect_range(Tap *tap, uint32_t begin, uint32_t end,
+                             size_t len)
+{
+    for (; begin < end; begin++) {
+        tap_expect(tap, begin, len);
+    }
+}
+
+/* The VM runs, and no frame is on its way */
+static void flush_to_guest(Env *e, uint32_t seq)
+{
+    host_send_range(&e->tap[0], seq, seq + 10, FRAME_LEN);
+    wire_expect_range(e->guest[0], seq, seq + 10, FRAME_LEN);
+}
+
+static void switchover_start(Env *e, const char *in_netdev, const char *outdev,
+                             const char *props)
+{
+    g_autofree char *all =
+        g_strdup_printf("netdev=n0,%soutdev=%s" ONLY_STOPPED "%s",
+                        in_netdev, outdev, props);
+
+    env_start(e, 1, "");
+    if (!if_set_queue_len(e->tap[0].name, 1000)) {
+        g_test_message("the length of the TAP's queue is not ours");
+    }
+    filter_add(e, "f0", all);
+    migrate_pause(e);
+    flush_to_guest(e, 0);
+}
+
+static void switchover_stop(Env *e)
+{
+    env_stop(e);
+    unlink(strchr(migration_file, ':') + 1);
+}
+
+/*
+ * The VM stops and runs again, without a migration: all frames stay where they
+ * are, and are the guest's
+ */
+static void test_switchover_stop(const void *opaque)
+{
+    uint64_t taken;
+    Env e;
+
+    switchover_start(&e, opaque, "c0", "");
+    for (uint32_t seq = 1000; seq <= 5000; seq += 1000) {
+        taken = if_tx_packets(e.tap[0].name);
+        vm_run(&e, false);
+        host_send_range(&e.tap[0], seq, seq + MANY, FRAME_LEN);
+        vm_answers(&e);
+        g_assert_cmpint(if_tx_packets(e.tap[0].name), ==, taken);
+        vm_run(&e, true);
+        wire_expect_range(e.guest[0], seq, seq + MANY, FRAME_LEN);
+        flush_to_guest(&e, seq + MANY);
+    }
+    assert_silent(&e, e.chr[0]);
+    switchover_stop(&e);
+}
+
+/* The messages have an empty vnet header: the guest's NIC knows of none */
+static void switchover_expect(int fd, bool vnet, uint32_t begin, uint32_t end,
+                              size_t len)
+{
+    for (; begin < end; begin++) {
+        if (vnet) {
+            struct virtio_net_hdr hdr;
+            size_t hdr_len, got;
+            g_autofree uint8_t *buf = wire_recv_vnet(fd, &hdr, &hdr_len, &got);
+
+            g_assert_cmpint(hdr_len, ==, VNET_HDR_LEN);
+            g_assert_true(buffer_is_zero(&hdr, sizeof(hdr)));
+            assert_frame(buf + hdr_len, got, begin, len);
+        } else {
+            wire_expect(fd, begin, len);
+        }
+    }
+}
+
+typedef struct Switchover {
+    const char *name;
+    const char *in_netdev;
+    bool vnet;
+} Switchover;
+
+static const Switchover switchovers[] = {
+    { "copy", "in_netdev=n0,", false },
+    { "copy-vnet", "in_netdev=n0,", true },
+    { "no-copy", "", false },
+    { "no-copy-vnet", "", true },
+};
+
+/* Frames from the stop of the VM on are the destination's, before is before */
+static void test_switchover_complete(const void *opaque)
+{
+    const Switchover *s = opaque;
+    bool copy = s->in_netdev[0];
+    Env e;
+
+    switchover_start(&e, s->in_netdev, "c0",
+                     s->vnet ? ",vnet_hdr_support=on" : "");
+    host_send_range(&e.tap[0], 10, 10 + MANY, FRAME_LEN);
+    wire_expect_range(e.guest[0], 10, 10 + MANY, FRAME_LEN);
+
+    migrate_to_pause(&e, migration_file);
+    host_send_range(&e.tap[0], 1000, 1000 + MANY, FRAME_LEN);
+    if (copy) {
+        switchover_expect(e.chr[0], s->vnet, 1000, 1000 + MANY, FRAME_LEN);
+    }
+    assert_silent(&e, e.chr[0]);
+    host_send_range(&e.tap[0], 1000 + MANY, 1000 + 2 * MANY, 64);
+    migrate_continue(&e);
+    wait_migration(&e, "completed");
+    if (!copy) {
+        switchover_expect(e.chr[0], s->vnet, 1000, 1000 + MANY, FRAME_LEN);
+    }
+    host_send_range(&e.tap[0], 1000 + 2 * MANY, 1000 + 3 * MANY, 64);
+    switchover_expect(e.chr[0], s->vnet, 1000 + MANY, 1000 + 3 * MANY, 64);
+
+    /* For as long as this QEMU is there */
+    for (uint32_t seq = 3000; seq < 3010; seq++) {
+        host_send(&e.tap[0], seq, FRAME_LEN);
+        switchover_expect(e.chr[0], s->vnet, seq, seq + 1, FRAME_LEN);
+    }
+    assert_silent(&e, e.chr[0]);
+    assert_silent(&e, e.guest[0]);
+    assert_idle(&e);
+    switchover_stop(&e);
+}
+
+/*
+ * The migration fails after the VM was stopped: the guest gets all, whether it
+ * has been sent to outdev or not.  The next migration sends only what is new,
+ * in step, though the peer has read nothing up to then.
+ */
+static void test_switchover_cancel(const void *opaque)
+{
+    const Switchover *s = opaque;
+    bool copy = s->in_netdev[0];
+    uint32_t seq = 1000;
+    uint8_t *buf;
+    size_t len;
+    Env e;
+
+    switchover_start(&e, s->in_netdev, "c0", "");
+    for (int i = 0; i < 3; i++) {
+        uint64_t taken = if_tx_packets(e.tap[0].name);
+
+        migrate_to_pause(&e, migration_file);
+        host_send_range(&e.tap[0], seq, seq + 2 * MANY, 1400);
+        if (copy) {
+            g_test_timer_start();
+            while (if_tx_packets(e.tap[0].name) < taken + 2 * MANY) {
+                g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+                vm_answers(&e);
+            }
+        } else {
+            vm_answers(&e);
+            g_assert_cmpint(if_tx_packets(e.tap[0].name), ==, taken);
+        }
+        migrate_cancel(&e);
+        wire_expect_range(e.guest[0], seq, seq + 2 * MANY, 1400);
+        flush_to_guest(&e, seq + 2 * MANY);
+        seq += 1000;
+    }
+
+    /* What the socket had room for went there, and nothing since */
+    if (copy) {
+        uint32_t next = 1000;
+
+        while (readable(e.chr[0])) {
+            buf = wire_recv(e.chr[0], &len);
+            assert_frame(buf, len, next++, 1400);
+            g_free(buf);
+        }
+        g_test_message("the socket had room for %u", next - 1000);
+        g_assert_cmpint(next, >, 1000);
+        g_assert_cmpint(next, <, 1000 + 2 * MANY);
+    } else {
+        assert_silent(&e, e.chr[0]);
+    }
+
+    migrate_to_pause(&e, migration_file);
+    host_send_range(&e.tap[0], seq, seq + MANY, 1400);
+    migrate_continue(&e);
+    wait_migration(&e, "completed");
+    host_send_range(&e.tap[0], seq + MANY, seq + 2 * MANY, 1400);
+    wire_expect_range(e.chr[0], seq, seq + 2 * MANY, 1400);
+    assert_silent(&e, e.chr[0]);
+    assert_silent(&e, e.guest[0]);
+    switchover_stop(&e);
+}
+
+/* Without in_netdev there is nothing to open, or to have a privilege for */
+static void test_switchover_unprivileged(void)
+{
+    int before;
+    Env e;
+
+    /* One will be the test's own, to send from */
+    before = count_packet_sockets() + 1;
+    env_start_unprivileged(&e, 1, "-object filter-redirector,id=f0,netdev=n0,"
+                           "outdev=c0" ONLY_STOPPED);
+    migrate_pause(&e);
+    flush_to_guest(&e, 0);
+    migrate_to_pause(&e, migration_file);
+    host_send_range(&e.tap[0], 10, 20, FRAME_LEN);
+    g_assert_cmpint(count_packet_sockets(), ==, before);
+    migrate_cancel(&e);
+    wire_expect_range(e.guest[0], 10, 20, FRAME_LEN);
+
+    migrate_to_pause(&e, migration_file);
+    host_send_range(&e.tap[0], 20, 30, FRAME_LEN);
+    migrate_continue(&e);
+    wait_migration(&e, "completed");
+    wire_expect_range(e.chr[0], 20, 30, FRAME_LEN);
+    g_assert_cmpint(count_packet_sockets(), ==, before);
+    switchover_stop(&e);
+}
+
+/* A peer that never came costs nothing; one that comes later gets all */
+static void test_switchover_no_peer(const void *opaque)
+{
+    Env e;
+    int fd;
+
+    switchover_start(&e, opaque, "s0", "");
+    migrate_to_pause(&e, migration_file);
+    host_send_range(&e.tap[0], 1000, 1000 + MANY, 1400);
+    vm_answers(&e);
+    migrate_cancel(&e);
+    wire_expect_range(e.guest[0], 1000, 1000 + MANY, 1400);
+    flush_to_guest(&e, 1000 + MANY);
+
+    migrate_to_pause(&e, migration_file);
+    host_send_range(&e.tap[0], 2000, 2000 + MANY, 1400);
+    vm_answers(&e);
+    migrate_continue(&e);
+    wait_migration(&e, "completed");
+    host_send_range(&e.tap[0], 2000 + MANY, 2000 + 2 * MANY, 1400);
+    assert_idle(&e);
+    fd = listener_connect(&e);
+    wire_expect_range(fd, 2000, 2000 + 2 * MANY, 1400);
+    assert_silent(&e, fd);
+    close(fd);
+    switchover_stop(&e);
+}
+
+/* Nobody waits for a peer that does not read */
+static void test_switchover_slow_peer(const void *opaque)
+{
+    Env e;
+
+    switchover_start(&e, opaque, "c0", "");
+    migrate_to_pause(&e, migration_file);
+    host_send_range(&e.tap[0], 1000, 1000 + 2 * MANY, 1400);
+    vm_answers(&e);
+    migrate_continue(&e);
+    wait_migration(&e, "completed");
+    host_send_range(&e.tap[0], 1000 + 2 * MANY, 1000 + 3 * MANY, 1400);
+    assert_idle(&e);
+    g_assert_cmpint(if_tx_dropped(e.tap[0].name), ==, 0);
+    wire_expect_range(e.chr[0], 1000, 1000 + 3 * MANY, 1400);
+    assert_silent(&e, e.chr[0]);
+    assert_silent(&e, e.guest[0]);
+    switchover_stop(&e);
+}
+
+/*
+ * No more copies than hold_limit, and what QEMU reads in one go: the others
+ * wait in the TAP, for the guest or for the destination
+ */
+static void test_switchover_hold_limit(void)
+{
+    const uint64_t limit = 65536;
+    uint64_t taken;
+    Env e;
+
+    switchover_start(&e, "in_netdev=n0,", "c0", ",hold_limit=65536");
+    taken = if_tx_packets(e.tap[0].name) + limit / 1400 + 100;
+    migrate_to_pause(&e, migration_file);
+    host_send_range(&e.tap[0], 1000, 1000 + MANY, 1400);
+    wire_expect_range(e.chr[0], 1000, 1000 + limit / 1500, 1400);
+    vm_answers(&e);
+    g_assert_cmpint(if_tx_packets(e.tap[0].name), <, taken);
+    while (readable(e.chr[0])) {
+        size_t len;
+
+        g_free(wire_recv(e.chr[0], &len));
+    }
+    assert_idle(&e);
+    migrate_cancel(&e);
+    wire_expect_range(e.guest[0], 1000, 1000 + MANY, 1400);
+    flush_to_guest(&e, 1000 + MANY);
+
+    migrate_to_pause(&e, migration_file);
+    host_send_range(&e.tap[0], 2000, 2000 + MANY, 1400);
+    wire_expect_range(e.chr[0], 2000, 2000 + limit / 1500, 1400);
+    migrate_continue(&e);
+    wait_migration(&e, "completed");
+    wire_expect_range(e.chr[0], 2000 + limit / 1500, 2000 + MANY, 1400);
+    host_send_range(&e.tap[0], 3000, 3000 + MANY, 1400);
+    wire_expect_range(e.chr[0], 3000, 3000 + MANY, 1400);
+    assert_silent(&e, e.chr[0]);
+    switchover_stop(&e);
+}
+
+/* The filter is off for a while, or goes, in the stopped VM */
+static void test_switchover_off(const void *opaque)
+{
+    bool copy = ((const char *)opaque)[0];
+    Env e;
+
+    switchover_start(&e, opaque, "c0", "");
+    vm_run(&e, false);
+    host_send_range(&e.tap[0], 1000, 1010, FRAME_LEN);
+    filter_set_status(&e, "f0", false);
+    host_send_range(&e.tap[0], 1010, 1020, FRAME_LEN);
+    vm_answers(&e);
+    filter_set_status(&e, "f0", true);
+    host_send_range(&e.tap[0], 1020, 1030, FRAME_LEN);
+    vm_answers(&e);
+    vm_run(&e, true);
+    wire_expect_range(e.guest[0], 1000, 1030, FRAME_LEN);
+
+    /* What has been copied goes with the filter; the rest is the guest's */
+    migrate_to_pause(&e, migration_file);
+    host_send_range(&e.tap[0], 2000, 2000 + MANY, FRAME_LEN);
+    if (copy) {
+        wire_expect_range(e.chr[0], 2000, 2000 + MANY, FRAME_LEN);
+    }
+    filter_del(&e, "f0");
+    host_send_range(&e.tap[0], 3000, 3000 + MANY, FRAME_LEN);
+    vm_answers(&e);
+    migrate_cancel(&e);
+    if (!copy) {
+        wire_expect_range(e.guest[0], 2000, 2000 + MANY, FRAME_LEN);
+    }
+    wire_expect_range(e.guest[0], 3000, 3000 + MANY, FRAME_LEN);
+    flush_to_guest(&e, 3000 + MANY);
+    assert_silent(&e, e.chr[0]);
+    switchover_stop(&e);
+}
+
+static void test_switchover_two(void)
+{
+    Env e;
+
+    env_start(&e, 2, "");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0" ONLY_STOPPED);
+    filter_add(&e, "f1", "netdev=n1,in_netdev=n1,outdev=c1" ONLY_STOPPED);
+    migrate_pause(&e);
+    for (int turn = 0; turn < 2; turn++) {
+        uint32_t seq = turn * 10000;
+
+        for (int i = 0; i < 2; i++) {
+            host_send_range(&e.tap[i], seq, seq + 10, FRAME_LEN + i);
+            wire_expect_range(e.guest[i], seq, seq + 10, FRAME_LEN + i);
+        }
+        migrate_to_pause(&e, migration_file);
+        for (uint32_t n = seq + 1000; n < seq + 1000 + MANY; n++) {
+            host_send(&e.tap[0], n, FRAME_LEN);
+            host_send(&e.tap[1], n, FRAME_LEN + 1);
+        }
+        for (int i = 0; i < 2; i++) {
+            wire_expect_range(e.chr[i], seq + 1000, seq + 1000 + MANY,
+                              FRAME_LEN + i);
+        }
+        if (turn == 0) {
+            migrate_cancel(&e);
+            for (int i = 0; i < 2; i++) {
+                wire_expect_range(e.guest[i], seq + 1000, seq + 1000 + MANY,
+                                  FRAME_LEN + i);
+            }
+        }
+    }
+    migrate_continue(&e);
+    wait_migration(&e, "completed");
+    for (int i = 0; i < 2; i++) {
+        host_send_range(&e.tap[i], 20000, 20010, FRAME_LEN + i);
+        wire_expect_range(e.chr[i], 20000, 20010, FRAME_LEN + i);
+        assert_silent(&e, e.guest[i]);
+    }
+    switchover_stop(&e);
+}
+
+/* A virtio-net NIC, so that vnet headers pass through QEMU; no driver */
+static void env_start_virtio_net(Env *e, const char *options)
+{
+    static const char bios[64 * 1024];
+    g_autofree char *path = g_strdup_printf("%s/bios", tmpdir);
+    g_autofree char *all =
+        g_strdup_printf("-m 16 -bios %s "
+                        "-device virtio-net-pci,netdev=n0,romfile= %s",
+                        path, options);
+
+    /* No firmware runs, but there must be some */
+    g_assert_true(g_file_set_contents(path, bios, sizeof(bios), NULL));
+    env_start_full(e, 1, false, "pc", all);
+    unlink(path);
+}
+
+static bool skip_virtio_net(void)
+{
+    bool skip = !qtest_has_machine("pc") ||
+                !qtest_has_device("virtio-net-pci");
+
+    if (skip) {
+        g_test_skip("no virtio-net-pci");
+    }
+    return skip;
+}
+
+/* It stands for the guest: what QEMU reads from the TAP while the VM runs */
+#define GUEST_READER "netdev=n0,queue=tx,outdev=c1,enable_when_stopped=off"
+
+static void gso_expect_vnet(int fd, const struct virtio_net_hdr *hdr,
+                            const uint8_t *frame, size_t len)
+{
+    struct virtio_net_hdr got;
+    size_t hdr_len, got_len;
+    g_autofree uint8_t *buf = wire_recv_vnet(fd, &got, &hdr_len, &got_len);
+
+    g_assert_cmpmem(buf + hdr_len, got_len, frame, len);
+    g_assert_cmpmem(&got, sizeof(got), hdr, sizeof(*hdr));
+}
+
+static void gso_expect_segments(int fd, const struct virtio_net_hdr *hdr,
+                                const uint8_t *frame)
+{
+    for (size_t done = 0; done < GSO_PAYLOAD; ) {
+        size_t len;
+        g_autofree uint8_t *segment = wire_recv(fd, &len);
+
+        done += assert_segment(segment, len, hdr, frame, 0, done);
+    }
+}
+
+/*
+ * What another guest sends, to be cut and to be completed: with its metadata to
+ * the destination and back to the guest, or as frames that need none
+ */
+static void test_switchover_metadata(const void *opaque)
+{
+    bool vnet = opaque;
+    g_autofree uint8_t *frame = g_malloc(GSO_LEN);
+    struct virtio_net_hdr hdr;
+    struct virtio_net_hdr none = { 0 };
+    uint8_t marker[FRAME_LEN];
+    Env e;
+
+    if (skip_virtio_net()) {
+        return;
+    }
+    env_init(&e);
+    if (!bridge_open(&e)) {
+        return;
+    }
+    env_start_virtio_net(&e, "");
+    filter_add(&e, "reader", GUEST_READER ",vnet_hdr_support=on");
+    filter_add(&e, "f0", vnet ?
+               "netdev=n0,in_netdev=n0,outdev=c0,vnet_hdr_support=on"
+               ONLY_STOPPED : "netdev=n0,in_netdev=n0,outdev=c0" ONLY_STOPPED);
+    tap_set_offload(&e.tap[0], TUN_F_CSUM | TUN_F_TSO4);
+    migrate_pause(&e);
+    gso_fill(frame, 0, &hdr);
+
+    for (int i = 0; i < 3; i++) {
+        bool cancel = i < 2;
+
+        migrate_to_pause(&e, migration_file);
+        guest_send(&e.tap[1], &hdr, frame, GSO_LEN);
+        if (!cancel) {
+            migrate_continue(&e);
+            wait_migration(&e, "completed");
+        }
+        frame_fill(marker, i, sizeof(marker));
+        guest_send(&e.tap[1], &none, marker, sizeof(marker));
+        if (vnet) {
+            gso_expect_vnet(e.chr[0], &hdr, frame, GSO_LEN);
+            gso_expect_vnet(e.chr[0], &none, marker, sizeof(marker));
+        } else {
+            gso_expect_segments(e.chr[0], &hdr, frame);
+            wire_expect(e.chr[0], i, sizeof(marker));
+        }
+        if (cancel) {
+            migrate_cancel(&e);
+            gso_expect_vnet(e.chr[1], &hdr, frame, GSO_LEN);
+            gso_expect_vnet(e.chr[1], &none, marker, sizeof(marker));
+        }
+    }
+    assert_silent(&e, e.chr[0]);
+    assert_silent(&e, e.chr[1]);
+    switchover_stop(&e);
+    bridge_close();
+}
+
+/*
+ * From one QEMU to another.  The destination does not get to read while the
+ * source completes; and its TAP has room for 10 frames, so that the test, who
+ * reads it in place of the NIC, sees that the network hears of the new
+ * location when the last of them has been injected, and not before.
+ */
+static void test_switchover_arrive(const void *opaque)
+{
+    const char *vnet = opaque;
+    g_autofree char *uri = g_strdup_printf("unix:%s/migration", tmpdir);
+    g_autofree char *outgoing =
+        g_strdup_printf("-chardev socket,id=m0,path=%s/m0 "
+                        "-object filter-redirector,id=f0,netdev=n0,"
+                        "in_netdev=n0,outdev=m0" ONLY_STOPPED "%s",
+                        tmpdir, vnet);
+    g_autofree char *incoming =
+        g_strdup_printf("-incoming %s "
+                        "-chardev socket,id=m0,path=%s/m0,server=on,wait=off "
+                        "-object filter-redirector,id=f0,netdev=n0,"
+                        "indev=m0,out_netdev=n0%s", uri, tmpdir, vnet);
+    g_autofree char *path = g_strdup_printf("%s/m0", tmpdir);
+    const int n = 3 * MANY;
+    struct virtio_net_hdr hdr;
+    uint8_t frame[FRAME_LEN];
+    uint64_t taken;
+    uint32_t seq;
+    size_t len;
+    Env a, b;
+    int rarp;
+
+    if (skip_virtio_net()) {
+        return;
+    }
+    env_init(&b);
+    tap_open(&b.tap[0], "qtap2");
+    if (!if_set_queue_len(b.tap[0].name, 10)) {
+        g_test_skip("needs root to set the length of a TAP's queue");
+        tap_close(&b.tap[0]);
+        return;
+    }
+    rarp = packet_socket(b.tap[0].name, SOCK_RAW, ETH_P_RARP);
+    env_start_virtio_net(&b, incoming);
+    qtest_qmp_assert_success(b.qts, "{ 'execute': 'migrate-set-parameters',"
+                             " 'arguments': { 'announce-rounds': 1 } }");
+    env_init(&a);
+    env_start_virtio_net(&a, outgoing);
+    filter_add(&a, "reader", GUEST_READER ",vnet_hdr_support=on");
+    migrate_pause(&a);
+    host_send_range(&a.tap[0], 0, 10, FRAME_LEN);
+    switchover_expect(a.chr[1], true, 0, 10, FRAME_LEN);
+    taken = if_tx_packets(a.tap[0].name);
+
+    migrate_to_pause(&a, uri);
+    host_send_range(&a.tap[0], 1000, 1000 + MANY, FRAME_LEN);
+    vm_answers(&a);
+    vm_stall(&b, true);
+    host_send_range(&a.tap[0], 1000 + MANY, 1000 + 2 * MANY, FRAME_LEN);
+    migrate_continue(&a);
+    wait_migration(&a, "completed");
+    host_send_range(&a.tap[0], 1000 + 2 * MANY, 1000 + n, FRAME_LEN);
+    g_test_timer_start();
+    while (if_tx_packets(a.tap[0].name) < taken + n) {
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        vm_answers(&a);
+    }
+    g_assert_false(readable(rarp));
+    g_assert_cmpint(if_tx_packets(b.tap[0].name), ==, 0);
+    vm_stall(&b, false);
+    qtest_qmp_eventwait(b.qts, "RESUME");
+
+    g_test_timer_start();
+    while (!if_tx_dropped(b.tap[0].name)) {
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        vm_answers(&b);
+    }
+    assert_silent(&b, rarp);
+    wait_tap_blocked(&b);
+    /* QEMU keeps the first */
+    len = tap_recv(&b.tap[0], &hdr, frame, sizeof(frame));
+    seq = ldl_be_p(frame + SEQ_OFFSET);
+    g_assert_cmpint(seq, ==, 1001);
+    assert_frame(frame, len, seq, FRAME_LEN);
+    while (++seq < 1000 + n - 20) {
+        g_assert_false(readable(rarp));
+        tap_expect(&b.tap[0], seq, FRAME_LEN);
+    }
+    assert_silent(&b, rarp);
+    tap_expect_range(&b.tap[0], seq, 1000 + n, FRAME_LEN);
+    rarp_expect(rarp);
+    assert_silent(&b, rarp);
+
+    /* Those that are asked for later are QEMU's */
+    qtest_qmp_assert_success(b.qts, "{ 'execute': 'announce-self',"
+                             " 'arguments': { 'initial': 50, 'max': 50,"
+                             " 'rounds': 1, 'step': 10 } }");
+    rarp_expect(rarp);
+    assert_silent(&b, rarp);
+
+    /* And what comes now arrives as it comes */
+    host_send_range(&a.tap[0], 3000, 3005, FRAME_LEN);
+    tap_expect_range(&b.tap[0], 3000, 3005, FRAME_LEN);
+    assert_silent(&a, a.chr[1]);
+    env_stop(&a);
+    env_stop(&b);
+    close(rarp);
+    unlink(path);
+    unlink(strchr(uri, ':') + 1);
+}
+
+/*
+ * A GSO frame into an interface that takes none: it arrives in segments, also
+ * where there is not room for all of them at once
+ */
+static void test_inject_gso(const void *opaque)
+{
+    bool full = opaque;
+    const int n = 5;
+    g_autoptr(GByteArray) wire = g_byte_array_new();
+    g_autofree uint8_t *frame = g_malloc(GSO_LEN);
+    g_autofree uint8_t *segment = g_malloc(WIRE_MAX);
+    struct virtio_net_hdr hdr, got;
+    Env e;
+
+    env_init(&e);
+    tap_open(&e.tap[0], "qtap0");
+    if (!if_set_queue_len("qtap0", full ? 10 : 1000)) {
+        g_test_skip("needs root to set the length of a TAP's queue");
+        tap_close(&e.tap[0]);
+        return;
+    }
+    env_start_full(&e, 1, true, "none", "-S");
+    tap_set_offload(&e.tap[0], 0);
+    host_send(&e.tap[0], 0, FRAME_LEN);
+    wait_tap_blocked(&e);
+    filter_add(&e, "f0", "netdev=n0,indev=c0,out_netdev=n0,"
+               "vnet_hdr_support=on,enable_when_stopped=on");
+
+    gso_fill(frame, 0, &hdr);
+    for (int i = 0; i < n; i++) {
+        wire_append(wire, VNET_HDR_LEN, &hdr, frame, GSO_LEN);
+        wire_append_seq(wire, VNET_HDR_LEN, i, FRAME_LEN);
+    }
+    write_all(e.chr[0], wire->data, wire->len);
+    if (full) {
+        wait_consumed(&e, e.chr[0]);
+        assert_idle(&e);
+    }
+    for (int i = 0; i < n; i++) {
+        for (size_t done = 0; done < GSO_PAYLOAD; ) {
+            size_t len = tap_recv(&e.tap[0], &got, segment, WIRE_MAX);
+
+            g_assert_true(buffer_is_zero(&got, sizeof(got)));
+            done += assert_segment(segment, len, &hdr, frame, 0, done);
+        }
+        tap_expect(&e.tap[0], i, FRAME_LEN);
+    }
+    assert_silent(&e, e.tap[0].fd);
+    env_stop(&e);
+}
+
+/* One that cannot be cut is given up after a while, and those behind go on */
+static void test_inject_gso_uncut(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/stderr", tmpdir);
+    g_autofree char *options = g_strdup_printf("-S 2>>%s", path);
+    g_autoptr(GByteArray) wire = g_byte_array_new();
+    g_autofree uint8_t *frame = g_malloc(GSO_LEN);
+    struct virtio_net_hdr hdr;
+    Env e;
+
+    env_start(&e, 1, options);
+    tap_set_offload(&e.tap[0], 0);
+    host_send(&e.tap[0], 0, FRAME_LEN);
+    wait_tap_blocked(&e);
+    filter_add(&e, "f0", "netdev=n0,indev=c0,out_netdev=n0,"
+               "vnet_hdr_support=on,enable_when_stopped=on");
+
+    /* UDP to be sent in IP fragments */
+    gso_fill(frame, 0, &hdr);
+    ip_header(frame + ETH_HLEN, IPPROTO_UDP, GSO_LEN - ETH_HLEN - 20);
+    stw_be_p(frame + 38, GSO_LEN - ETH_HLEN - 20);
+    stw_be_p(frame + 40, ip_pseudo_sum(frame + ETH_HLEN));
+    hdr.gso_type = VIRTIO_NET_HDR_GSO_UDP;
+    hdr.hdr_len = 42;
+    hdr.csum_offset = 6;
+    for (int i = 1; i < 3; i++) {
+        wire_append_seq(wire, VNET_HDR_LEN, 2 * i - 1, FRAME_LEN);
+        wire_append(wire, VNET_HDR_LEN, &hdr, frame, GSO_LEN);
+        wire_append_seq(wire, VNET_HDR_LEN, 2 * i, FRAME_LEN);
+    }
+    write_all(e.chr[0], wire->data, wire->len);
+    tap_expect_range(&e.tap[0], 1, 5, FRAME_LEN);
+    wait_warned_once(&e, path, "it is a UFO frame");
+    assert_silent(&e, e.tap[0].fd);
+    env_stop(&e);
+    unlink(path);
+}
+
+
 /* Tests that need the host */
 
 typedef struct HostTest {
@@ -3559,6 +4308,7 @@ int main(int argc, char **argv)
 
     tmpdir = g_dir_make_tmp("af-packet-test.XXXXXX", NULL);
     g_assert_nonnull(tmpdir);
+    migration_file = g_strdup_printf("file:%s/migration", tmpdir);
     host_init();
 
     qtest_add_func("/af-packet/errors/filter/qmp", test_filter_errors_qmp);
@@ -3595,6 +4345,9 @@ int main(int argc, char **argv)
     add_host_variant("inject/many", "flowing", test_inject_many, NULL);
     add_host_variant("inject/many", "held", test_inject_many, "");
     add_host_func("inject/longest", test_inject_longest);
+    add_host_variant("inject/gso", "cut", test_inject_gso, NULL);
+    add_host_variant("inject/gso", "cut-no-room", test_inject_gso, "");
+    add_host_func("inject/gso/uncut", test_inject_gso_uncut);
     add_host_variant("both", "plain", test_capture_inject, "");
     add_host_variant("both", "vnet", test_capture_inject,
                      ",vnet_hdr_support=on");
@@ -3629,6 +4382,39 @@ int main(int argc, char **argv)
     add_host_func("status/inject", test_status_inject);
     add_host_func("status/chain", test_status_chain);
     add_host_func("status/held", test_status_held);
+
+    add_host_variant("switchover/stop", "copy", test_switchover_stop,
+                     "in_netdev=n0,");
+    add_host_variant("switchover/stop", "no-copy", test_switchover_stop, "");
+    for (i = 0; i < ARRAY_SIZE(switchovers); i++) {
+        add_host_variant("switchover/complete", switchovers[i].name,
+                         test_switchover_complete, &switchovers[i]);
+        if (!switchovers[i].vnet) {
+            add_host_variant("switchover/cancel", switchovers[i].name,
+                             test_switchover_cancel, &switchovers[i]);
+        }
+    }
+    add_host_variant("switchover/metadata", "plain", test_switchover_metadata,
+                     NULL);
+    add_host_variant("switchover/metadata", "vnet", test_switchover_metadata,
+                     "");
+    add_host_variant("switchover/arrive", "plain", test_switchover_arrive, "");
+    add_host_variant("switchover/arrive", "vnet", test_switchover_arrive,
+                     ",vnet_hdr_support=on");
+    add_host_func("switchover/unprivileged", test_switchover_unprivileged);
+    add_host_variant("switchover/no-peer", "copy", test_switchover_no_peer,
+                     "in_netdev=n0,");
+    add_host_variant("switchover/no-peer", "no-copy", test_switchover_no_peer,
+                     "");
+    add_host_variant("switchover/slow-peer", "copy", test_switchover_slow_peer,
+                     "in_netdev=n0,");
+    add_host_variant("switchover/slow-peer", "no-copy",
+                     test_switchover_slow_peer, "");
+    add_host_func("switchover/hold-limit", test_switchover_hold_limit);
+    add_host_variant("switchover/off", "copy", test_switchover_off,
+                     "in_netdev=n0,");
+    add_host_variant("switchover/off", "no-copy", test_switchover_off, "");
+    add_host_func("switchover/two", test_switchover_two);
 
     add_host_variant("hold-limit", "0", test_hold_limit, GSIZE_TO_POINTER(0));
     add_host_variant("hold-limit", "64k", test_hold_limit,
@@ -3681,6 +4467,7 @@ int main(int argc, char **argv)
 
     g_rmdir(tmpdir);
     g_free(tmpdir);
+    g_free(migration_file);
     g_free(no_host);
     return ret;
 }

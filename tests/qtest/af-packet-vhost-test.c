@@ -64,6 +64,9 @@
 #define RX_QUEUE 0
 #define TX_QUEUE 1
 
+/* For a filter that is about the frames of a stopped VM */
+#define ONLY_STOPPED ",enable_when_running=off,enable_when_stopped=on"
+
 /* Longer frames take several of these */
 #define RX_BUF_LEN 2048
 
@@ -428,6 +431,32 @@ static void test_capture_chain(const void *data)
     guest_stop(&g);
 }
 
+/*
+ * One for the frames of a VM that migrates leaves them alone when it does not:
+ * the guest has all, when it runs again
+ */
+static void test_stopped_switchover(const void *data)
+{
+    uint64_t taken;
+    Guest g;
+
+    guest_start(&g, "");
+    filter_add(&g.e, "f0", data);
+    send_and_drain(&g, 0, 10);
+    for (uint32_t seq = 1000; seq <= 10000; seq += 1000) {
+        taken = if_tx_packets(g.tap->name);
+        vm_run(&g.e, false);
+        send_range(&g, seq, seq + MANY);
+        vm_answers(&g.e);
+        g_assert_cmpint(if_tx_packets(g.tap->name), ==, taken);
+        vm_run(&g.e, true);
+        ring_expect(&g, seq, seq + MANY);
+        send_and_drain(&g, seq + MANY, seq + 2 * MANY);
+    }
+    assert_silent(&g.e, g.e.chr[0]);
+    guest_stop(&g);
+}
+
 static void append_range(GByteArray *wire, int vnet_hdr_len, uint32_t begin,
                          uint32_t end)
 {
@@ -541,8 +570,7 @@ static void test_stopped_chain(const void *data)
 
     guest_start(&g, "");
     filter_add(&g.e, "f0", "netdev=n0,queue=tx,outdev=c0,"
-               "enable_when_stopped=on,enable_when_running=off,"
-               "vnet_hdr_support=on");
+               "enable_when_stopped=on,vnet_hdr_support=on");
     send_and_drain(&g, 0, 10);
     vm_run(&g.e, false);
     send_range(&g, 10, 10 + MANY);
@@ -570,8 +598,8 @@ static void test_stopped_capture(const void *data)
     Guest g;
 
     guest_start(&g, "");
-    filter_add(&g.e, "f0", "netdev=n0,in_netdev=n0,outdev=c0,"
-               "enable_when_running=off,enable_when_stopped=on");
+    filter_add(&g.e, "f0", "netdev=n0,queue=rx,in_netdev=n0,outdev=c0"
+               ONLY_STOPPED);
     send_and_drain(&g, 0, 10);
     for (i = 1; i <= 5; i++) {
         begin = i * 1000;
@@ -833,24 +861,6 @@ static void test_multiqueue(const void *data)
 
 /* Migration */
 
-static void wait_migration(Env *e, const char *status)
-{
-    gint64 end = deadline();
-
-    for (;;) {
-        QDict *resp = qtest_qmp_assert_success_ref(e->qts, "{ 'execute':"
-                                                   " 'query-migrate' }");
-        g_autofree char *now = g_strdup(qdict_get_try_str(resp, "status"));
-
-        qobject_unref(resp);
-        if (!g_strcmp0(now, status)) {
-            return;
-        }
-        g_assert_cmpstr(now, !=, "failed");
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-    }
-}
-
 /*
  * The driver and the rings of @a are now in @b.  The driver must not have
  * received since the migration began: QEMU does not see what is written to
@@ -866,51 +876,65 @@ static void guest_move(Guest *a, Guest *b)
     b->bus->qts = b->e.qts;
 }
 
+typedef struct Migration {
+    const char *name;
+    const char *in_netdev;      /* for a copy of what is sent */
+    const char *vnet;
+} Migration;
+
+static const Migration migrations[] = {
+    { "copy", "in_netdev=n0,", "" },
+    { "copy-vnet", "in_netdev=n0,", ",vnet_hdr_support=on" },
+    { "no-copy", "", "" },
+    { "no-copy-vnet", "", ",vnet_hdr_support=on" },
+};
+
 /*
  * The options of the manual, on both sides.  The frames that the network sends
  * to the source's TAP while the guest runs nowhere, and later, until the
  * network has learnt, all reach the guest at the destination: the first first,
- * and none twice.
+ * and none twice.  The network is told once, and not before that guest runs.
  */
 static void test_migration(const void *data)
 {
-    bool vnet = data;
-    const char *hdr = vnet ? ",vnet_hdr_support=on" : "";
+    const Migration *m = data;
     g_autofree char *uri = g_strdup_printf("unix:%s/migration", tmpdir);
     g_autofree char *cap = NULL;
     g_autofree char *inj = NULL;
     Guest a, b;
+    int rarp;
 
     inj = g_strdup_printf("-incoming %s "
                           "-chardev socket,id=m0,path=%s/m0,server=on,wait=off "
                           "-object filter-redirector,id=inj0,netdev=n0,"
-                          "indev=m0,out_netdev=n0%s", uri, tmpdir, hdr);
+                          "indev=m0,out_netdev=n0%s", uri, tmpdir, m->vnet);
     vm_start(&b, "qtap1", false, inj);
+    rarp = packet_socket(b.tap->name, SOCK_RAW, ETH_P_RARP);
+    qtest_qmp_assert_success(b.e.qts, "{ 'execute': 'migrate-set-parameters',"
+                             " 'arguments': { 'announce-rounds': 1 } }");
 
     cap = g_strdup_printf("-chardev socket,id=m0,path=%s/m0,reconnect-ms=500 "
                           "-object filter-redirector,id=cap0,netdev=n0,"
-                          "in_netdev=n0,outdev=m0,enable_when_running=off,"
-                          "enable_when_stopped=on%s", tmpdir, hdr);
+                          "%soutdev=m0" ONLY_STOPPED "%s",
+                          tmpdir, m->in_netdev, m->vnet);
     guest_start(&a, cap);
-    qtest_qmp_assert_success(a.e.qts, "{ 'execute':"
-        " 'migrate-set-capabilities', 'arguments': { 'capabilities': ["
-        " { 'capability': 'pause-before-switchover', 'state': true } ] } }");
+    migrate_pause(&a.e);
     send_and_drain(&a, 0, MANY);
 
-    qtest_qmp_assert_success(a.e.qts, "{ 'execute': 'migrate',"
-                             " 'arguments': { 'uri': %s } }", uri);
+    migration_start(&a.e, uri);
     qtest_qmp_eventwait(a.e.qts, "STOP");
     send_range(&a, MANY, 2 * MANY);
     wait_migration(&a.e, "pre-switchover");
     send_range(&a, 2 * MANY, 2 * MANY + 10);
     g_assert_cmpint(if_tx_packets(b.tap->name), ==, 0);
-    qtest_qmp_assert_success(a.e.qts, "{ 'execute': 'migrate-continue',"
-                             " 'arguments': { 'state': 'pre-switchover' } }");
+    g_assert_false(readable(rarp));
+    migrate_continue(&a.e);
     send_range(&a, 2 * MANY + 10, 2 * MANY + 20);
     qtest_qmp_eventwait(b.e.qts, "RESUME");
     guest_move(&a, &b);
     send_range(&a, 2 * MANY + 20, 2 * MANY + 30);
     ring_expect(&b, MANY, 2 * MANY + 30);
+    rarp_expect(rarp);
 
     /* From here on both ways go on, until the source is gone */
     send_range(&a, 2 * MANY + 30, 3 * MANY);
@@ -919,8 +943,47 @@ static void test_migration(const void *data)
     wait_migration(&a.e, "completed");
     vm_stop(&a);
     guest_send(&b, 0);
+    assert_silent(&b.e, rarp);
+    close(rarp);
     assert_vhost_runs(&b, 3 * MANY + 10);
     guest_stop(&b);
+}
+
+/* A migration that does not happen: the guest goes on, and has lost nothing */
+static void test_migration_cancel(const void *data)
+{
+    const Migration *m = data;
+    g_autofree char *uri = g_strdup_printf("file:%s/migration", tmpdir);
+    g_autofree char *props =
+        g_strdup_printf("netdev=n0,%soutdev=c0" ONLY_STOPPED, m->in_netdev);
+    uint32_t seq;
+    Guest g;
+
+    guest_start(&g, "");
+    filter_add(&g.e, "f0", props);
+    migrate_pause(&g.e);
+    send_and_drain(&g, 0, 10);
+    for (seq = 1000; seq <= 5000; seq += 1000) {
+        migrate_to_pause(&g.e, uri);
+        send_range(&g, seq, seq + MANY);
+        if (m->in_netdev[0]) {
+            capture_expect(g.e.chr[0], seq, seq + MANY);
+        }
+        assert_silent(&g.e, g.e.chr[0]);
+        migrate_cancel(&g.e);
+        ring_expect(&g, seq, seq + MANY);
+        send_and_drain(&g, seq + MANY, seq + 2 * MANY);
+    }
+
+    migrate_to_pause(&g.e, uri);
+    send_range(&g, seq, seq + MANY);
+    migrate_continue(&g.e);
+    wait_migration(&g.e, "completed");
+    send_range(&g, seq + MANY, seq + 2 * MANY);
+    capture_expect(g.e.chr[0], seq, seq + 2 * MANY);
+    assert_silent(&g.e, g.e.chr[0]);
+    guest_stop(&g);
+    unlink(strchr(uri, ':') + 1);
 }
 
 
@@ -966,11 +1029,23 @@ int main(int argc, char **argv)
     add_vhost_test("errors", test_errors, NULL);
     add_vhost_test("stopped/chain", test_stopped_chain, NULL);
     add_vhost_test("stopped/capture", test_stopped_capture, NULL);
+    add_vhost_test("stopped/switchover/copy", test_stopped_switchover,
+                   "netdev=n0,in_netdev=n0,outdev=c0" ONLY_STOPPED);
+    add_vhost_test("stopped/switchover/no-copy", test_stopped_switchover,
+                   "netdev=n0,outdev=c0" ONLY_STOPPED);
     add_vhost_test("status/capture", test_status, NULL);
     add_vhost_test("status/inject", test_status_inject, NULL);
     add_vhost_test("multiqueue", test_multiqueue, NULL);
-    add_vhost_test("migration/plain", test_migration, NULL);
-    add_vhost_test("migration/vnet", test_migration, "");
+    for (int i = 0; i < ARRAY_SIZE(migrations); i++) {
+        const Migration *m = &migrations[i];
+        g_autofree char *path = g_strdup_printf("migration/%s", m->name);
+        g_autofree char *cancel = g_strdup_printf("cancel/%s", m->name);
+
+        add_vhost_test(path, test_migration, m);
+        if (!m->vnet[0]) {
+            add_vhost_test(cancel, test_migration_cancel, m);
+        }
+    }
 
     ret = g_test_run();
 
