@@ -159,6 +159,7 @@ struct QIOChannelPacket {
     bool cutting;
     unsigned segments_sent;
     int64_t gso_until;          /* if it cannot be cut, drop it then, in us */
+    bool gso_refused;           /* it was so with the last one */
 
     /* For sendmmsg() */
     struct mmsghdr msgs[PACKET_BATCH];
@@ -571,7 +572,7 @@ bool qio_channel_packet_detach(QIOChannelPacket *pioc)
 
     packet_update_kernel_drops(pioc);
     packet_count_drop(pioc, &pioc->stats.dropped_unread,
-                      pioc->queued - pioc->taken,
+                      pioc->queued - MIN(pioc->queued, pioc->taken),
                       "not read when the capture ended");
     pioc->queued = pioc->taken = 0;
 
@@ -587,6 +588,13 @@ bool qio_channel_packet_detach(QIOChannelPacket *pioc)
     g_free(pioc->ifname);
     pioc->ifname = g_steal_pointer(&fresh->ifname);
     return true;
+}
+
+void qio_channel_packet_forget(QIOChannelPacket *pioc)
+{
+    pioc->len = 0;
+    pioc->segments_sent = 0;
+    pioc->gso_until = 0;
 }
 
 int qio_channel_packet_get_fd(QIOChannelPacket *pioc)
@@ -712,6 +720,12 @@ static int packet_recv_from_ring(QIOChannelPacket *pioc,
     if (!hdr) {
         return QIO_CHANNEL_ERR_BLOCK;
     }
+    if (!qio_packet_ring_holds(&pioc->ring, hdr, sizeof(frame->vnet_hdr))) {
+        pioc->taken++;
+        packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1,
+                          "the kernel could not describe it");
+        return 0;
+    }
     sll = (void *)((uint8_t *)hdr + TPACKET_ALIGN(sizeof(*hdr)));
     if (!packet_check_frame(pioc, sll->sll_pkttype, hdr->tp_len,
                             hdr->tp_snaplen)) {
@@ -834,7 +848,7 @@ static int packet_send_error(QIOChannelPacket *pioc, Error **errp)
         return packet_error_gone(pioc, errp);
     default:
         packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1,
-                          "refused by the kernel as malformed");
+                          "refused by the kernel");
         return 1;
     }
 }
@@ -865,11 +879,12 @@ static int packet_send_segments(QIOChannelPacket *pioc,
     if (!qio_packet_gso_init(&gso, &frame->vnet_hdr, frame->data, frame->len,
                              &reason)) {
         pioc->gso_until = pioc->gso_until ?: now + PACKET_GSO_RETRY_US;
-        if (now < pioc->gso_until) {
+        if (now < pioc->gso_until && !pioc->gso_refused) {
             errno = ENOBUFS;
             return packet_send_error(pioc, errp);
         }
         pioc->gso_until = 0;
+        pioc->gso_refused = true;
         packet_count_drop(pioc, &pioc->stats.dropped_gso, 1, reason);
         return 1;
     }
@@ -943,6 +958,7 @@ static ssize_t packet_send_frames(QIOChannelPacket *pioc,
             pioc->stats.frames += ret;
             for (int i = 0; i < ret; i++) {
                 pioc->stats.bytes += frames[done + i].len;
+                pioc->gso_refused &= !frames[done + i].vnet_hdr.gso_type;
             }
         } else {
             /* About the first frame: an error of a later one comes again */
@@ -1277,6 +1293,7 @@ static int qio_channel_packet_close(QIOChannel *ioc, Error **errp)
         packet_update_kernel_drops(pioc);
         qio_packet_ring_cleanup(&pioc->ring);
         pioc->rest[0].iov_len = pioc->rest[1].iov_len = 0;
+        pioc->cutting = false;
         close(pioc->fd);
         pioc->fd = -1;
     }

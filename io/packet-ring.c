@@ -84,6 +84,17 @@ void qio_packet_ring_cleanup(QIOPacketRing *ring)
     memset(ring, 0, sizeof(*ring));
 }
 
+bool qio_packet_ring_holds(QIOPacketRing *ring,
+                           const struct tpacket3_hdr *frame,
+                           size_t vnet_hdr_len)
+{
+    size_t pos = (uint8_t *)frame - (ring->map + ring->block);
+
+    return frame->tp_mac >= TPACKET_ALIGN(sizeof(*frame)) +
+                            sizeof(struct sockaddr_ll) + vnet_hdr_len &&
+           (uint64_t)pos + frame->tp_mac + frame->tp_snaplen <= RING_BLOCK_SIZE;
+}
+
 struct tpacket3_hdr *qio_packet_ring_next(QIOPacketRing *ring)
 {
     struct tpacket3_hdr *frame;

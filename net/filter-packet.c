@@ -91,6 +91,9 @@ QEMU_BUILD_BUG_ON(QIO_CHANNEL_PACKET_MAX != NET_BUFSIZE);
 /* Of 64 KiB, when the VM starts after its migration: 4 MiB */
 #define FILTER_PACKET_ARRIVE_READS 64
 
+/* The announcement does not wait longer for what is held to be injected */
+#define FILTER_PACKET_ANNOUNCE_US (1000 * 1000)
+
 #define FILTER_PACKET_HOLD_LIMIT (64 * MiB)
 
 const char *filter_packet_id(FilterPacket *p)
@@ -379,7 +382,7 @@ static void filter_packet_release(void *opaque)
         n = qio_channel_write(QIO_CHANNEL(p->ioc), (char *)buf, len, &err);
         if (n > 0) {
             packet_queue_consume(&p->held, n);
-        } else if (n != QIO_CHANNEL_ERR_BLOCK) {
+        } else if (n < 0 && n != QIO_CHANNEL_ERR_BLOCK) {
             filter_packet_set_gone(p, err);
         }
         trace_filter_packet_release(filter_packet_id(p), n, p->held.bytes);
@@ -390,7 +393,9 @@ static void filter_packet_release(void *opaque)
 
     if (packet_queue_peek(&p->held, &len)) {
         filter_packet_go_on_in(p, n > 0 ? 0 : QIO_CHANNEL_PACKET_RETRY_US);
-    } else if (p->announce) {
+    }
+    if (p->announce && (!packet_queue_peek(&p->held, &len) ||
+                        g_get_monotonic_time() >= p->announce_until)) {
         filter_packet_announce(p);
     }
     if (p->not_read && filter_packet_can_read(p)) {
@@ -419,6 +424,7 @@ static void filter_packet_arrive(FilterPacket *p)
         }
     }
     p->announce = true;
+    p->announce_until = g_get_monotonic_time() + FILTER_PACKET_ANNOUNCE_US;
 }
 
 static void filter_packet_inject_set_active(FilterPacket *p)
@@ -430,6 +436,7 @@ static void filter_packet_inject_set_active(FilterPacket *p)
         filter_packet_release(p);
     } else {
         timer_del(p->timer);
+        p->announce = false;
     }
 }
 
@@ -446,7 +453,8 @@ ssize_t filter_packet_receive_iov(FilterPacket *p, NetClientState *sender,
         return filter_switchover_receive_iov(&p->sw, sender, flags, iov,
                                              iovcnt);
     }
-    if ((p->incoming || p->announce) && p->out_netdev &&
+    if ((p->announce || runstate_check(RUN_STATE_INMIGRATE)) &&
+        p->out_netdev && !strcmp(p->out_netdev, p->nf->netdev_id) &&
         (flags & QEMU_NET_PACKET_FLAG_RAW)) {
         /* An announcement of QEMU's, which comes too early */
         return size;
@@ -546,7 +554,7 @@ void filter_packet_indev_closed(FilterPacket *p)
 /* Switchover */
 
 void filter_packet_take(FilterPacket *p, unsigned flags,
-                        const struct iovec *iov, int iovcnt, bool copy)
+                        const struct iovec *iov, int iovcnt)
 {
     size_t size = iov_size(iov, iovcnt);
     size_t hdr_len = flags & QEMU_NET_PACKET_FLAG_RAW ?
@@ -567,7 +575,7 @@ void filter_packet_take(FilterPacket *p, unsigned flags,
     frame.data = p->segment + QIO_CHANNEL_PACKET_MAX;
     iov_to_buf(iov, iovcnt, hdr_len, frame.data, frame.len);
 
-    if (copy && p->ioc) {
+    if (p->ioc) {
         packet_queue_put(&p->held, &frame.vnet_hdr, sizeof(frame.vnet_hdr),
                          &(struct iovec) { frame.data, frame.len }, 1, 0);
     }
@@ -575,10 +583,38 @@ void filter_packet_take(FilterPacket *p, unsigned flags,
     filter_writer_flush_soon(p->writer);
 }
 
+static void filter_packet_resend_one(void *opaque, uint8_t *message, size_t len)
+{
+    /* As filter_packet_take() has put it */
+    const size_t head = 2 * sizeof(uint32_t);
+    FilterPacket *p = opaque;
+    QIOChannelPacketFrame frame;
+
+    memcpy(&frame.vnet_hdr, message + head, sizeof(frame.vnet_hdr));
+    frame.data = p->segment + QIO_CHANNEL_PACKET_MAX;
+    frame.len = len - head - sizeof(frame.vnet_hdr);
+    memcpy(frame.data, message + head + sizeof(frame.vnet_hdr), frame.len);
+    filter_packet_to_outdev(p, &frame);
+}
+
+void filter_packet_resend(FilterPacket *p)
+{
+    packet_queue_foreach(&p->held, filter_packet_resend_one, p);
+    filter_writer_flush_soon(p->writer);
+}
+
 void filter_packet_give_back(FilterPacket *p)
 {
     if (p->ioc) {
         filter_packet_release(p);
+    }
+}
+
+void filter_packet_give_back_later(FilterPacket *p)
+{
+    if (p->ioc) {
+        timer_del(p->timer);
+        qio_channel_packet_forget(p->ioc);
     }
 }
 

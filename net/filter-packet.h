@@ -59,6 +59,7 @@ struct FilterPacket {
     bool not_read;              /* indev has to wait */
     bool incoming;              /* the VM has not run yet, but elsewhere */
     bool announce;              /* once nothing is held */
+    int64_t announce_until;     /* or by then, in us */
     uint64_t received;          /* bytes from indev */
     uint64_t dropped_no_room;   /* frames from the chain beyond hold_limit */
     uint64_t dropped_too_big;   /* frames from the chain */
@@ -186,12 +187,20 @@ const char *filter_packet_id(FilterPacket *p);
  * @flags: QEMU_NET_PACKET_FLAG_*
  * @iov: a packet from the chain, with the netdev's vnet header
  * @iovcnt: elements of @iov
- * @copy: whether to keep a copy
  *
- * Send a packet to outdev, whether there is a peer or not.
+ * Send a packet to outdev, whether there is a peer or not, and keep a copy if
+ * it can be given back.
  */
 void filter_packet_take(FilterPacket *p, unsigned flags,
-                        const struct iovec *iov, int iovcnt, bool copy);
+                        const struct iovec *iov, int iovcnt);
+
+/**
+ * filter_packet_resend:
+ * @p: the FilterPacket
+ *
+ * Send the copies again, or to somebody else.
+ */
+void filter_packet_resend(FilterPacket *p);
 
 /**
  * filter_packet_give_back:
@@ -200,6 +209,14 @@ void filter_packet_take(FilterPacket *p, unsigned flags,
  * Inject the copies, as far as there is room at once, the rest later.
  */
 void filter_packet_give_back(FilterPacket *p);
+
+/**
+ * filter_packet_give_back_later:
+ * @p: the FilterPacket
+ *
+ * The VM stops: keep the copies that have not been injected.
+ */
+void filter_packet_give_back_later(FilterPacket *p);
 
 /**
  * filter_packet_indev_closed:

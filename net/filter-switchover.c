@@ -24,8 +24,8 @@
  *                                  a copy of each: the migration may fail yet
  *   ... and they cannot be         leave them in the queue
  *       given back
- *   migration is complete          drop the copies; send what is in the queue,
- *                                  and what still comes
+ *   migration is complete          drop the copies once the peer has all; send
+ *                                  what is in the queue, and what still comes
  *   VM runs again                  give the copies back: inject them on the
  *                                  netdev's interface, before vhost starts; do
  *                                  not send what has not been sent
@@ -43,6 +43,7 @@
 #include "net/filter-packet.h"
 #include "net/net.h"
 #include "qemu/iov.h"
+#include "qemu/units.h"
 #include "trace.h"
 
 /*
@@ -51,16 +52,24 @@
  */
 #define SWITCHOVER_VMSTATE_PRIORITY INT_MIN
 
+/* Bytes over hold_limit that are taken, to keep the order, for a moment */
+#define SWITCHOVER_REST (64 * MiB)
+
 static FilterSwitchoverState filter_switchover_next(FilterSwitchover *sw)
 {
+    if (sw->resuming) {
+        return sw->state;
+    }
     if (!sw->stopped || !sw->active) {
         return FILTER_SWITCHOVER_OFF;
     }
-    if (sw->done || runstate_check(RUN_STATE_POSTMIGRATE)) {
+    if (sw->migrating && runstate_check(RUN_STATE_POSTMIGRATE)) {
         return FILTER_SWITCHOVER_MOVE;
     }
-    if (runstate_check(RUN_STATE_FINISH_MIGRATE) && sw->packet->ioc) {
-        return FILTER_SWITCHOVER_COPY;
+    if (sw->migrating && runstate_check(RUN_STATE_FINISH_MIGRATE)) {
+        /* In postcopy "done" comes first, and the source may yet run again */
+        return sw->packet->ioc ? FILTER_SWITCHOVER_COPY :
+               sw->done ? FILTER_SWITCHOVER_MOVE : FILTER_SWITCHOVER_LEAVE;
     }
     return FILTER_SWITCHOVER_LEAVE;
 }
@@ -80,6 +89,11 @@ static bool filter_switchover_wants_more(FilterSwitchover *sw)
     if (state != sw->state) {
         trace_filter_switchover_state(filter_packet_id(p), state, sw->taken,
                                       p->held.bytes);
+        if (sw->state < FILTER_SWITCHOVER_COPY &&
+            state >= FILTER_SWITCHOVER_COPY) {
+            /* What an earlier migration has left, and the guest not had */
+            filter_packet_resend(p);
+        }
         sw->state = state;
     }
 
@@ -90,8 +104,11 @@ static bool filter_switchover_wants_more(FilterSwitchover *sw)
         /* As long as there is memory: else the order would not be kept */
         return p->held.bytes < p->hold_limit;
     case FILTER_SWITCHOVER_MOVE:
-        packet_queue_clear(&p->held);
-        return filter_writer_wants_more(sw->writer);
+        if (!sw->writer->queue.bytes) {
+            packet_queue_clear(&p->held);
+        }
+        return p->held.bytes < p->hold_limit &&
+               filter_writer_wants_more(sw->writer);
     default:
         return false;
     }
@@ -111,39 +128,23 @@ static void filter_switchover_update(void *opaque)
     }
 }
 
-/* Frames that have found the queue full so far; 0 if that is not known */
-static uint64_t filter_switchover_read_full(FilterSwitchover *sw)
+/* What is still in the queue goes behind the copies, not before them */
+static void filter_switchover_read_rest(FilterSwitchover *sw)
 {
     NetClientState *netdev = sw->nf->netdev;
-    g_autofree char *ifname = NULL;
-    g_autofree char *path = NULL;
-    g_autofree char *text = NULL;
+    uint64_t taken;
 
-    if (!netdev->info->get_host_ifname) {
-        return 0;
+    if (sw->state < FILTER_SWITCHOVER_COPY || !sw->packet->ioc ||
+        !netdev->info->read_now) {
+        return;
     }
-    ifname = netdev->info->get_host_ifname(netdev, NULL);
-    if (!ifname) {
-        return 0;
-    }
-    path = g_strdup_printf("/sys/class/net/%s/statistics/tx_dropped", ifname);
-    if (!g_file_get_contents(path, &text, NULL, NULL)) {
-        return 0;
-    }
-    return g_ascii_strtoull(text, NULL, 10);
-}
-
-static void filter_switchover_count_full(FilterSwitchover *sw)
-{
-    uint64_t full = filter_switchover_read_full(sw);
-
-    if (full > sw->full_before) {
-        filter_count_drop(sw->nf, &sw->dropped_queue_full,
-                          full - sw->full_before,
-                          "the queue of its interface was full while the VM "
-                          "was stopped; see 'ip link set txqueuelen'");
-        sw->full_before = full;
-    }
+    sw->resuming = true;
+    do {
+        taken = sw->taken;
+        netdev->info->read_now(netdev);
+    } while (sw->taken > taken &&
+             sw->packet->held.bytes < sw->packet->hold_limit + SWITCHOVER_REST);
+    sw->resuming = false;
 }
 
 static void filter_switchover_vm_change_state(void *opaque, bool running,
@@ -153,19 +154,19 @@ static void filter_switchover_vm_change_state(void *opaque, bool running,
 
     if (running) {
         if (sw->stopped) {
-            filter_switchover_count_full(sw);
+            filter_switchover_read_rest(sw);
             sw->stopped = false;
             sw->state = FILTER_SWITCHOVER_OFF;
             trace_filter_switchover_give_back(filter_packet_id(sw->packet),
                                               sw->packet->held.bytes);
             filter_packet_give_back(sw->packet);
-            filter_writer_discard(sw->writer);
+            filter_writer_discard(sw->writer, !sw->packet->ioc);
             filter_switchover_read(sw, true);
         }
         sw->done = false;
     } else {
         sw->stopped = true;
-        sw->full_before = filter_switchover_read_full(sw);
+        filter_packet_give_back_later(sw->packet);
         /* Whatever the devices have left it at */
         filter_switchover_read(sw, filter_switchover_wants_more(sw));
     }
@@ -176,9 +177,15 @@ static int filter_switchover_migration(NotifierWithReturn *notifier,
 {
     FilterSwitchover *sw = container_of(notifier, FilterSwitchover, migration);
 
-    sw->done = event->type == MIG_EVENT_PRECOPY_DONE;
-    if (sw->stopped && sw->active) {
-        filter_switchover_count_full(sw);
+    if (event->type == MIG_EVENT_PRECOPY_SETUP) {
+        sw->migrating = true;
+        sw->done = false;
+    } else if (event->type == MIG_EVENT_PRECOPY_FAILED) {
+        sw->migrating = false;
+    } else {
+        /* After a background snapshot, the VM runs already */
+        sw->done = sw->stopped;
+        sw->migrating = sw->stopped;
     }
     filter_switchover_update(sw);
     return 0;
@@ -194,12 +201,11 @@ ssize_t filter_switchover_receive_iov(FilterSwitchover *sw,
                                       NetClientState *sender, unsigned flags,
                                       const struct iovec *iov, int iovcnt)
 {
-    if (sw->state == FILTER_SWITCHOVER_OFF || sender != sw->nf->netdev) {
+    if (sw->state < FILTER_SWITCHOVER_COPY || sender != sw->nf->netdev) {
         return 0;
     }
     sw->taken++;
-    filter_packet_take(sw->packet, flags, iov, iovcnt,
-                       sw->state != FILTER_SWITCHOVER_MOVE);
+    filter_packet_take(sw->packet, flags, iov, iovcnt);
     filter_switchover_update(sw);
     return iov_size(iov, iovcnt);
 }

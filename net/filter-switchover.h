@@ -36,13 +36,13 @@ typedef struct FilterSwitchover {
 
     bool active;                /* the filter is */
     bool stopped;               /* the VM is */
-    bool done;                  /* the migration is */
+    bool migrating;             /* by a migration that notifies us */
+    bool done;                  /* the destination is about to run */
+    bool resuming;              /* the VM is about to run again */
     FilterSwitchoverState state;
     bool reading;               /* QEMU reads the netdev's queue */
 
     uint64_t taken;             /* frames */
-    uint64_t full_before;       /* tx_dropped of the interface at the stop */
-    uint64_t dropped_queue_full; /* frames, while the VM was stopped */
 } FilterSwitchover;
 
 /**

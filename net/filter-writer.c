@@ -45,6 +45,9 @@
 /* Bytes in the queue at which it is written, and a capture has to wait */
 #define FILTER_WRITER_BATCH (128 * KiB)
 
+/* Bytes to write in one turn of the main loop, at most */
+#define FILTER_WRITER_TURN (1 * MiB)
+
 /* Bytes in the queue above which packets of the chain are dropped */
 #define FILTER_WRITER_LIMIT (4 * MiB)
 
@@ -103,18 +106,34 @@ static void filter_writer_update_watch(FilterWriter *w)
     }
 }
 
+void filter_writer_flush_soon(FilterWriter *w)
+{
+    qemu_bh_schedule(w->flush_bh);
+}
+
 void filter_writer_flush(FilterWriter *w)
 {
     bool full = w->queue.bytes;
+    size_t written = 0;
     uint8_t *buf;
     size_t len;
 
     while (w->connected && (buf = packet_queue_peek(&w->queue, &len))) {
-        int n = qemu_chr_fe_write(w->chr, buf, len);
+        int n;
 
+        if (written >= FILTER_WRITER_TURN) {
+            filter_writer_flush_soon(w);
+            return;
+        }
+        n = qemu_chr_fe_write(w->chr, buf, len);
         if (n <= 0) {
+            if (n < 0 && errno != EAGAIN && !w->one_by_one) {
+                /* The reading side may never learn of it */
+                qemu_chr_fe_disconnect(w->chr);
+            }
             break;
         }
+        written += n;
         packet_queue_consume(&w->queue, n);
     }
     filter_writer_update_watch(w);
@@ -182,14 +201,14 @@ void filter_writer_put_packet(FilterWriter *w, unsigned flags,
     }
 }
 
-void filter_writer_flush_soon(FilterWriter *w)
+void filter_writer_discard(FilterWriter *w, bool lost)
 {
-    qemu_bh_schedule(w->flush_bh);
-}
+    uint64_t n = packet_queue_discard(&w->queue);
 
-void filter_writer_discard(FilterWriter *w)
-{
-    packet_queue_discard(&w->queue);
+    if (lost) {
+        filter_count_drop(w->nf, &w->dropped_no_room, n,
+                          "outdev's peer does not keep up");
+    }
     filter_writer_update_watch(w);
 }
 

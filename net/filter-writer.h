@@ -115,10 +115,11 @@ void filter_writer_flush_soon(FilterWriter *w);
 /**
  * filter_writer_discard:
  * @w: the writer
+ * @lost: whether nobody else has these packets, so that they count as dropped
  *
  * Drop what is not for the peer any more, and stay in step.
  */
-void filter_writer_discard(FilterWriter *w);
+void filter_writer_discard(FilterWriter *w, bool lost);
 
 /**
  * filter_writer_count_no_peer:

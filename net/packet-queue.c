@@ -268,6 +268,21 @@ uint64_t packet_queue_clear(PacketQueue *q)
     return n;
 }
 
+void packet_queue_foreach(PacketQueue *q,
+                          void (*func)(void *opaque, uint8_t *message,
+                                       size_t len), void *opaque)
+{
+    PacketQueueChunk *chunk;
+    size_t len;
+
+    QSIMPLEQ_FOREACH(chunk, &q->chunks, next) {
+        for (size_t pos = chunk->pos; pos < chunk->whole; pos += len) {
+            len = message_len(q, chunk->data + pos);
+            func(opaque, chunk->data + pos, len);
+        }
+    }
+}
+
 uint64_t packet_queue_drop(PacketQueue *q)
 {
     uint64_t n = 0;

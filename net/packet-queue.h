@@ -45,6 +45,16 @@ void packet_queue_init(PacketQueue *q, bool vnet_hdr);
 uint64_t packet_queue_clear(PacketQueue *q);
 
 /**
+ * packet_queue_foreach:
+ * @q: the queue, of which nothing was consumed in part
+ * @func: called with each whole message, oldest first; not to change @q
+ * @opaque: for @func
+ */
+void packet_queue_foreach(PacketQueue *q,
+                          void (*func)(void *opaque, uint8_t *message,
+                                       size_t len), void *opaque);
+
+/**
  * packet_queue_drop:
  * @q: the queue, of which nothing was consumed in part
  *

@@ -235,6 +235,14 @@ int qio_channel_packet_recv_frame(QIOChannelPacket *ioc,
                                   Error **errp);
 
 /**
+ * qio_channel_packet_forget:
+ * @ioc: an injecting channel
+ *
+ * The message that had no room will not be written again.
+ */
+void qio_channel_packet_forget(QIOChannelPacket *ioc);
+
+/**
  * qio_channel_packet_get_fd:
  * @ioc: the channel
  *

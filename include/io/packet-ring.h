@@ -67,4 +67,19 @@ void qio_packet_ring_cleanup(QIOPacketRing *ring);
  */
 struct tpacket3_hdr *qio_packet_ring_next(QIOPacketRing *ring);
 
+/**
+ * qio_packet_ring_holds:
+ * @ring: the ring
+ * @frame: what qio_packet_ring_next() has just returned
+ * @vnet_hdr_len: bytes of the vnet header
+ *
+ * Where the kernel has no vnet header for a frame, it leaves in the ring what
+ * was there before (Linux 6.18, tpacket_rcv()).
+ *
+ * Returns: whether @frame, with its vnet header, is inside its block
+ */
+bool qio_packet_ring_holds(QIOPacketRing *ring,
+                           const struct tpacket3_hdr *frame,
+                           size_t vnet_hdr_len);
+
 #endif /* QIO_PACKET_RING_H */

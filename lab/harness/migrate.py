@@ -384,7 +384,7 @@ def ms(ns):
     return round(ns / 1e6, 1)
 
 
-def direction(sender, receiver, records):
+def one_way(sender, receiver, records):
     """The figures of one direction: from the counters of both ends, and the
     receiver's records."""
     if receiver['buffer_errors']:
@@ -419,7 +419,7 @@ def evaluate(guest_records, client_records, at_guest, at_client, stop, resume):
     for direction, sender, receiver, records in (
             ('to_guest', at_client, at_guest, guest_records),
             ('to_client', at_guest, at_client, client_records)):
-        figures = direction(sender, receiver, records)
+        figures = one_way(sender, receiver, records)
         length, begin = count.outage([t for t, _ in at[direction]],
                                      stop or 0)
         figures.update(outage_ms=ms(length), outage_at_ms=ms(begin - zero))

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from . import InvalidRun, LabError, count, products, report
 from .migrate import (PORT, Conditions, booted, capture, check_vhost,
-                      direction, incoming, inject, ms, set_up_migration,
+                      incoming, inject, ms, one_way, set_up_migration,
                       start_qemu, tap_drops, wait_migration)
 from .peer import Peer
 from .system import (CLIENT_ADDRESS, GUEST_ADDRESS, System, why_not,
@@ -135,8 +135,8 @@ def run(rounds=ROUNDS, conditions=CONDITIONS, logs=None,
     charged = count.charge(at_client['sent'], records['to_guest'], begins)
     for row, faults in zip(rows, charged[1:]):
         row.update(faults)
-    return {'to_guest': direction(at_client, at_guest, records['to_guest']),
-            'to_client': direction(at_guest, at_client, records['to_client']),
+    return {'to_guest': one_way(at_client, at_guest, records['to_guest']),
+            'to_client': one_way(at_guest, at_client, records['to_client']),
             'queue_full_drops': drops, 'rounds': rows,
             'conditions_text': str(c)}
 

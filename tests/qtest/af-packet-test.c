@@ -38,12 +38,14 @@
  * Tested: each option error, by object-add or chardev-add and on the command
  * line; each row of in and out; exact frames from 14 to 9014 bytes, VLAN tags,
  * checksum and GSO metadata; when a filter is active and what happens to
- * frames while it is not; limits, back-pressure and full queues; a QEMU that
- * is stalled; disconnects, interfaces that go away, objects that go away,
- * leaks.  Captures are tested with a receive ring and without.
+ * frames while it is not; what becomes of the frames of a VM that stops for
+ * its migration, or otherwise, and which of two VMs gets them; limits,
+ * back-pressure and full queues; a QEMU that is stalled; disconnects,
+ * interfaces that go away, objects that go away, leaks.  Captures are tested
+ * with a receive ring and without.
  *
  * Not tested: frames that vhost moves, which needs /dev/vhost-net and a guest
- * (the filters here do not depend on who empties the TAP); migration; speed.
+ * (see af-packet-vhost-test.c); postcopy; snapshots; speed.
  * The byte stream itself is tested in tests/unit/test-io-channel-packet.c.
  *
  * Needs root, which unshare(1) gives in a user namespace, too; else only the
@@ -3663,13 +3665,21 @@ static void test_switchover_complete(const void *opaque)
     assert_silent(&e, e.chr[0]);
     assert_silent(&e, e.guest[0]);
     assert_idle(&e);
+
+    /* Somebody wants the VM to run here all the same: with what comes now */
+    vm_run(&e, true);
+    flush_to_guest(&e, 4000);
+    assert_silent(&e, e.chr[0]);
     switchover_stop(&e);
 }
+
+#define BIG_LEN 9014
 
 /*
  * The migration fails after the VM was stopped: the guest gets all, whether it
  * has been sent to outdev or not.  The next migration sends only what is new,
- * in step, though the peer has read nothing up to then.
+ * in step, though the peer has read nothing up to then.  Frames are long, so
+ * that its socket ends up with a part of one.
  */
 static void test_switchover_cancel(const void *opaque)
 {
@@ -3681,14 +3691,15 @@ static void test_switchover_cancel(const void *opaque)
     Env e;
 
     switchover_start(&e, s->in_netdev, "c0", "");
+    if_set_mtu(e.tap[0].name, 9000);
     for (int i = 0; i < 3; i++) {
         uint64_t taken = if_tx_packets(e.tap[0].name);
 
         migrate_to_pause(&e, migration_file);
-        host_send_range(&e.tap[0], seq, seq + 2 * MANY, 1400);
+        host_send_range(&e.tap[0], seq, seq + MANY, BIG_LEN);
         if (copy) {
             g_test_timer_start();
-            while (if_tx_packets(e.tap[0].name) < taken + 2 * MANY) {
+            while (if_tx_packets(e.tap[0].name) < taken + MANY) {
                 g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
                 vm_answers(&e);
             }
@@ -3697,8 +3708,8 @@ static void test_switchover_cancel(const void *opaque)
             g_assert_cmpint(if_tx_packets(e.tap[0].name), ==, taken);
         }
         migrate_cancel(&e);
-        wire_expect_range(e.guest[0], seq, seq + 2 * MANY, 1400);
-        flush_to_guest(&e, seq + 2 * MANY);
+        wire_expect_range(e.guest[0], seq, seq + MANY, BIG_LEN);
+        flush_to_guest(&e, seq + MANY);
         seq += 1000;
     }
 
@@ -3708,24 +3719,49 @@ static void test_switchover_cancel(const void *opaque)
 
         while (readable(e.chr[0])) {
             buf = wire_recv(e.chr[0], &len);
-            assert_frame(buf, len, next++, 1400);
+            assert_frame(buf, len, next++, BIG_LEN);
             g_free(buf);
         }
         g_test_message("the socket had room for %u", next - 1000);
         g_assert_cmpint(next, >, 1000);
-        g_assert_cmpint(next, <, 1000 + 2 * MANY);
+        g_assert_cmpint(next, <, 1000 + MANY);
     } else {
         assert_silent(&e, e.chr[0]);
     }
 
     migrate_to_pause(&e, migration_file);
-    host_send_range(&e.tap[0], seq, seq + MANY, 1400);
+    host_send_range(&e.tap[0], seq, seq + MANY, BIG_LEN);
     migrate_continue(&e);
     wait_migration(&e, "completed");
-    host_send_range(&e.tap[0], seq + MANY, seq + 2 * MANY, 1400);
-    wire_expect_range(e.chr[0], seq, seq + 2 * MANY, 1400);
+    host_send_range(&e.tap[0], seq + MANY, seq + 2 * MANY, BIG_LEN);
+    wire_expect_range(e.chr[0], seq, seq + 2 * MANY, BIG_LEN);
     assert_silent(&e, e.chr[0]);
     assert_silent(&e, e.guest[0]);
+    switchover_stop(&e);
+}
+
+/*
+ * The same while frames come all the time: those that QEMU has not read when
+ * the VM runs again are behind those that it gives back
+ */
+static void test_switchover_cancel_busy(const void *opaque)
+{
+    Env e;
+
+    switchover_start(&e, opaque, "c0", "");
+    for (uint32_t seq = 1000; seq <= 5000; seq += 1000) {
+        migrate_to_pause(&e, migration_file);
+        host_send_range(&e.tap[0], seq, seq + 100, FRAME_LEN);
+        vm_answers(&e);
+        vm_stall(&e, true);
+        host_send_range(&e.tap[0], seq + 100, seq + 800, FRAME_LEN);
+        qtest_qmp_send(e.qts, "{ 'execute': 'migrate_cancel' }");
+        vm_stall(&e, false);
+        assert_success(qtest_qmp_receive(e.qts));
+        wait_migration(&e, "cancelled");
+        qtest_qmp_eventwait(e.qts, "RESUME");
+        wire_expect_range(e.guest[0], seq, seq + 800, FRAME_LEN);
+    }
     switchover_stop(&e);
 }
 
@@ -3787,9 +3823,11 @@ static void test_switchover_no_peer(const void *opaque)
 /* Nobody waits for a peer that does not read */
 static void test_switchover_slow_peer(const void *opaque)
 {
+    uint64_t taken;
     Env e;
 
     switchover_start(&e, opaque, "c0", "");
+    taken = if_tx_packets(e.tap[0].name);
     migrate_to_pause(&e, migration_file);
     host_send_range(&e.tap[0], 1000, 1000 + 2 * MANY, 1400);
     vm_answers(&e);
@@ -3797,6 +3835,7 @@ static void test_switchover_slow_peer(const void *opaque)
     wait_migration(&e, "completed");
     host_send_range(&e.tap[0], 1000 + 2 * MANY, 1000 + 3 * MANY, 1400);
     assert_idle(&e);
+    g_assert_cmpint(if_tx_packets(e.tap[0].name), <, taken + 3 * MANY);
     g_assert_cmpint(if_tx_dropped(e.tap[0].name), ==, 0);
     wire_expect_range(e.chr[0], 1000, 1000 + 3 * MANY, 1400);
     assert_silent(&e, e.chr[0]);
@@ -4033,6 +4072,18 @@ static void test_switchover_metadata(const void *opaque)
     bridge_close();
 }
 
+typedef struct Arrival {
+    const char *name;
+    const char *vnet;
+    const char *limit;
+} Arrival;
+
+static const Arrival arrivals[] = {
+    { "plain", "", "" },
+    { "vnet", ",vnet_hdr_support=on", "" },
+    { "limit", "", ",hold_limit=1000" },
+};
+
 /*
  * From one QEMU to another.  The destination does not get to read while the
  * source completes; and its TAP has room for 10 frames, so that the test, who
@@ -4041,20 +4092,23 @@ static void test_switchover_metadata(const void *opaque)
  */
 static void test_switchover_arrive(const void *opaque)
 {
-    const char *vnet = opaque;
+    const Arrival *t = opaque;
     g_autofree char *uri = g_strdup_printf("unix:%s/migration", tmpdir);
     g_autofree char *outgoing =
         g_strdup_printf("-chardev socket,id=m0,path=%s/m0 "
                         "-object filter-redirector,id=f0,netdev=n0,"
                         "in_netdev=n0,outdev=m0" ONLY_STOPPED "%s",
-                        tmpdir, vnet);
+                        tmpdir, t->vnet);
     g_autofree char *incoming =
         g_strdup_printf("-incoming %s "
                         "-chardev socket,id=m0,path=%s/m0,server=on,wait=off "
                         "-object filter-redirector,id=f0,netdev=n0,"
-                        "indev=m0,out_netdev=n0%s", uri, tmpdir, vnet);
+                        "indev=m0,out_netdev=n0%s%s", uri, tmpdir, t->vnet,
+                        t->limit);
     g_autofree char *path = g_strdup_printf("%s/m0", tmpdir);
-    const int n = 3 * MANY;
+    /* What the socket between them has room for, in messages of their own */
+    const int more = 100;
+    const int n = MANY + 2 * more;
     struct virtio_net_hdr hdr;
     uint8_t frame[FRAME_LEN];
     uint64_t taken;
@@ -4088,16 +4142,18 @@ static void test_switchover_arrive(const void *opaque)
     migrate_to_pause(&a, uri);
     host_send_range(&a.tap[0], 1000, 1000 + MANY, FRAME_LEN);
     vm_answers(&a);
+    vm_answers(&b);
     vm_stall(&b, true);
-    host_send_range(&a.tap[0], 1000 + MANY, 1000 + 2 * MANY, FRAME_LEN);
+    host_send_range(&a.tap[0], 1000 + MANY, 1000 + MANY + more, FRAME_LEN);
     migrate_continue(&a);
     wait_migration(&a, "completed");
-    host_send_range(&a.tap[0], 1000 + 2 * MANY, 1000 + n, FRAME_LEN);
+    host_send_range(&a.tap[0], 1000 + MANY + more, 1000 + n, FRAME_LEN);
     g_test_timer_start();
     while (if_tx_packets(a.tap[0].name) < taken + n) {
         g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
         vm_answers(&a);
     }
+    vm_answers(&a);
     g_assert_false(readable(rarp));
     g_assert_cmpint(if_tx_packets(b.tap[0].name), ==, 0);
     vm_stall(&b, false);
@@ -4140,6 +4196,115 @@ static void test_switchover_arrive(const void *opaque)
     close(rarp);
     unlink(path);
     unlink(strchr(uri, ':') + 1);
+}
+
+/* The next QEMU on a way of many, with both filters */
+static void hop_start(Env *e, Tap *tap, int hop)
+{
+    g_autofree char *out =
+        g_strdup_printf("-chardev socket,id=out,path=%s/m%d,server=on,wait=off "
+                        "-object filter-redirector,id=out0,netdev=n0,"
+                        "in_netdev=n0,outdev=out" ONLY_STOPPED, tmpdir, hop);
+    g_autofree char *in =
+        g_strdup_printf("-incoming unix:%s/migration "
+                        "-chardev socket,id=in,path=%s/m%d "
+                        "-object filter-redirector,id=in0,netdev=n0,"
+                        "indev=in,out_netdev=n0", tmpdir, tmpdir, hop - 1);
+    g_autofree char *options = g_strdup_printf("%s %s", out, hop ? in : "");
+
+    env_init(e);
+    pstrcpy(e->tap[0].name, sizeof(e->tap[0].name), tap->name);
+    e->tap[0].fd = dup(tap->fd);
+    e->tap[0].host = fcntl(tap->host, F_DUPFD_CLOEXEC, 0);
+    env_start_full(e, 1, true, "none", options);
+    migrate_pause(e);
+}
+
+/*
+ * There and back many times.  The network sends to the old place until it has
+ * learnt of the new one, all the time; the guest gets everything.
+ */
+static void test_switchover_ping_pong(void)
+{
+    g_autofree char *uri = g_strdup_printf("unix:%s/migration", tmpdir);
+    uint32_t seq = 0;
+    Tap tap[2];
+    Env e[2];
+    int hop;
+
+    tap_open(&tap[0], "qtap0");
+    tap_open(&tap[1], "qtap1");
+    hop_start(&e[0], &tap[0], 0);
+    for (hop = 0; hop < 20; hop++) {
+        g_autofree char *path = g_strdup_printf("%s/m%d", tmpdir, hop);
+        Env *from = &e[hop % 2];
+        Env *to = &e[(hop + 1) % 2];
+
+        hop_start(to, &tap[(hop + 1) % 2], hop + 1);
+        flush_to_guest(from, seq);
+        seq += 10;
+        migrate_to_pause(from, uri);
+        host_send_range(&from->tap[0], seq, seq + 100, FRAME_LEN);
+        migrate_continue(from);
+        host_send_range(&from->tap[0], seq + 100, seq + 200, FRAME_LEN);
+        qtest_qmp_eventwait(to->qts, "RESUME");
+        host_send_range(&from->tap[0], seq + 200, seq + 250, FRAME_LEN);
+        wire_expect_range(to->guest[0], seq, seq + 250, FRAME_LEN);
+        seq += 250;
+        wait_migration(from, "completed");
+        flush_to_guest(to, seq);
+        seq += 10;
+        assert_silent(from, from->guest[0]);
+        env_stop(from);
+        unlink(path);
+    }
+    assert_silent(&e[hop % 2], e[hop % 2].guest[0]);
+    env_stop(&e[hop % 2]);
+    tap_close(&tap[0]);
+    tap_close(&tap[1]);
+    unlink(strchr(uri, ':') + 1);
+}
+
+/* Memory of QEMU in KiB */
+static long vm_rss(Env *e)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/status",
+                                            qtest_pid(e->qts));
+    g_autofree char *text = NULL;
+    char *line;
+
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    line = strstr(text, "VmRSS:");
+    g_assert_nonnull(line);
+    return g_ascii_strtoll(line + strlen("VmRSS:"), NULL, 10);
+}
+
+/* A VM that is to migrate and does not, again and again */
+static void test_switchover_leak(void)
+{
+    uint32_t seq = 10;
+    int fds = 0;
+    long rss = 0;
+    Env e;
+
+    switchover_start(&e, "in_netdev=n0,", "c0", "");
+    for (int i = 0; i < 100; i++) {
+        migrate_to_pause(&e, migration_file);
+        host_send_range(&e.tap[0], seq, seq + MANY, 1400);
+        wire_expect_range(e.chr[0], seq, seq + MANY, 1400);
+        migrate_cancel(&e);
+        wire_expect_range(e.guest[0], seq, seq + MANY, 1400);
+        seq += MANY;
+        if (i == 9) {
+            fds = count_fds(&e);
+            rss = vm_rss(&e);
+        }
+    }
+    wait_fds(&e, fds);
+    g_test_message("%ld KiB, then %ld", rss, vm_rss(&e));
+    /* One turn's frames have 400 KiB */
+    g_assert_cmpint(vm_rss(&e), <, rss + 2048);
+    switchover_stop(&e);
 }
 
 /*
@@ -4224,7 +4389,9 @@ static void test_inject_gso_uncut(void)
         wire_append_seq(wire, VNET_HDR_LEN, 2 * i, FRAME_LEN);
     }
     write_all(e.chr[0], wire->data, wire->len);
+    g_test_timer_start();
     tap_expect_range(&e.tap[0], 1, 5, FRAME_LEN);
+    g_assert_cmpfloat(g_test_timer_elapsed(), >, 1);
     wait_warned_once(&e, path, "it is a UFO frame");
     assert_silent(&e, e.tap[0].fd);
     env_stop(&e);
@@ -4398,9 +4565,14 @@ int main(int argc, char **argv)
                      NULL);
     add_host_variant("switchover/metadata", "vnet", test_switchover_metadata,
                      "");
-    add_host_variant("switchover/arrive", "plain", test_switchover_arrive, "");
-    add_host_variant("switchover/arrive", "vnet", test_switchover_arrive,
-                     ",vnet_hdr_support=on");
+    for (i = 0; i < ARRAY_SIZE(arrivals); i++) {
+        add_host_variant("switchover/arrive", arrivals[i].name,
+                         test_switchover_arrive, &arrivals[i]);
+    }
+    add_host_variant("switchover/cancel-busy", "copy",
+                     test_switchover_cancel_busy, "in_netdev=n0,");
+    add_host_variant("switchover/cancel-busy", "no-copy",
+                     test_switchover_cancel_busy, "");
     add_host_func("switchover/unprivileged", test_switchover_unprivileged);
     add_host_variant("switchover/no-peer", "copy", test_switchover_no_peer,
                      "in_netdev=n0,");
@@ -4415,6 +4587,8 @@ int main(int argc, char **argv)
                      "in_netdev=n0,");
     add_host_variant("switchover/off", "no-copy", test_switchover_off, "");
     add_host_func("switchover/two", test_switchover_two);
+    add_host_func("switchover/ping-pong", test_switchover_ping_pong);
+    add_host_func("switchover/leak", test_switchover_leak);
 
     add_host_variant("hold-limit", "0", test_hold_limit, GSIZE_TO_POINTER(0));
     add_host_variant("hold-limit", "64k", test_hold_limit,
