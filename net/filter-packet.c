@@ -394,9 +394,16 @@ static void filter_packet_release(void *opaque)
     if (packet_queue_peek(&p->held, &len)) {
         filter_packet_go_on_in(p, n > 0 ? 0 : QIO_CHANNEL_PACKET_RETRY_US);
     }
-    if (p->announce && (!packet_queue_peek(&p->held, &len) ||
-                        g_get_monotonic_time() >= p->announce_until)) {
+    if (p->announce && g_get_monotonic_time() >= p->announce_until) {
         filter_packet_announce(p);
+    } else if (p->announce && !packet_queue_peek(&p->held, &len)) {
+        if (p->received == p->received_before) {
+            filter_packet_announce(p);
+        } else {
+            /* Not before a turn of the main loop has brought nothing more */
+            p->received_before = p->received;
+            filter_packet_go_on_in(p, 0);
+        }
     }
     if (p->not_read && filter_packet_can_read(p)) {
         qemu_chr_fe_accept_input(p->chr_in);
@@ -414,12 +421,14 @@ static void filter_packet_arrive(FilterPacket *p)
     Chardev *chr = p->has_indev ? qemu_chr_fe_get_driver(p->chr_in) : NULL;
 
     p->incoming = false;
+    p->received_before = UINT64_MAX;
     for (int i = 0; chr && i < FILTER_PACKET_ARRIVE_READS; i++) {
         uint64_t received = p->received;
 
         qemu_chr_socket_read_now(chr);
         filter_packet_release(p);
-        if (p->received == received) {
+        if (p->received == received && filter_packet_can_read(p)) {
+            p->received_before = received;
             break;
         }
     }

@@ -61,6 +61,7 @@ struct FilterPacket {
     bool announce;              /* once nothing is held */
     int64_t announce_until;     /* or by then, in us */
     uint64_t received;          /* bytes from indev */
+    uint64_t received_before;   /* the last look at that */
     uint64_t dropped_no_room;   /* frames from the chain beyond hold_limit */
     uint64_t dropped_too_big;   /* frames from the chain */
     uint64_t dropped_gso;       /* frames that cannot be cut */

@@ -134,8 +134,7 @@ static void filter_switchover_read_rest(FilterSwitchover *sw)
     NetClientState *netdev = sw->nf->netdev;
     uint64_t taken;
 
-    if (sw->state < FILTER_SWITCHOVER_COPY || !sw->packet->ioc ||
-        !netdev->info->read_now) {
+    if (!sw->packet->held.bytes || !netdev->info->read_now) {
         return;
     }
     sw->resuming = true;
@@ -201,7 +200,8 @@ ssize_t filter_switchover_receive_iov(FilterSwitchover *sw,
                                       NetClientState *sender, unsigned flags,
                                       const struct iovec *iov, int iovcnt)
 {
-    if (sw->state < FILTER_SWITCHOVER_COPY || sender != sw->nf->netdev) {
+    if ((sw->state < FILTER_SWITCHOVER_COPY && !sw->resuming) ||
+        sender != sw->nf->netdev) {
         return 0;
     }
     sw->taken++;

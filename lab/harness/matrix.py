@@ -90,9 +90,10 @@ def is_kept(cell, r):
 
 def judge(cell, r):
     """(is all as asserted, figures) of CELL, whose result is R."""
-    text = (f'{report.faults(r)}; {r["to_guest"]["lost_after_stop"]} of the '
-            f'lost sent after the stop, outage {r["to_guest"]["outage_ms"]} '
-            f'ms{report.stopped(r)}')
+    text = report.faults(r)
+    if r['to_guest']['lost']:
+        text += f' ({r["to_guest"]["lost_after_stop"]} sent after the stop)'
+    text += f', outage {r["to_guest"]["outage_ms"]} ms{report.stopped(r)}'
     if r['tcp']:
         text += (f', TCP stall {r["tcp"]["stall_ms"]} ms, '
                  f'{r["tcp"]["retransmitted"]} retransmitted')

@@ -815,11 +815,22 @@ void migrate_to_pause(Env *e, const char *uri)
     wait_migration(e, "pre-switchover");
 }
 
-void migrate_cancel(Env *e)
+void migrate_cancel_send(Env *e)
 {
-    qtest_qmp_assert_success(e->qts, "{ 'execute': 'migrate_cancel' }");
+    qtest_qmp_send(e->qts, "{ 'execute': 'migrate_cancel' }");
+}
+
+void migrate_cancel_wait(Env *e)
+{
+    assert_success(qtest_qmp_receive(e->qts));
     wait_migration(e, "cancelled");
     qtest_qmp_eventwait(e->qts, "RESUME");
+}
+
+void migrate_cancel(Env *e)
+{
+    migrate_cancel_send(e);
+    migrate_cancel_wait(e);
 }
 
 /* Up to the answer, past greeting and events */

@@ -213,6 +213,9 @@ void wait_migration(Env *e, const char *status);
 /* Up to the pause, and back from it: the VM runs again */
 void migrate_to_pause(Env *e, const char *uri);
 void migrate_cancel(Env *e);
+/* The same in two steps, for a QEMU that is stalled at first */
+void migrate_cancel_send(Env *e);
+void migrate_cancel_wait(Env *e);
 
 /*
  * For a QEMU that may hang: a monitor on the far end of @fd, which tells in
