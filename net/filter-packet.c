@@ -562,31 +562,62 @@ void filter_packet_indev_closed(FilterPacket *p)
 
 /* Switchover */
 
-void filter_packet_take(FilterPacket *p, unsigned flags,
-                        const struct iovec *iov, int iovcnt)
+/* The frame of a packet from the chain, in memory of our own */
+static bool filter_packet_copy(FilterPacket *p, unsigned flags,
+                               const struct iovec *iov, int iovcnt,
+                               QIOChannelPacketFrame *frame)
 {
     size_t size = iov_size(iov, iovcnt);
     size_t hdr_len = flags & QEMU_NET_PACKET_FLAG_RAW ?
                      0 : p->nf->netdev->vnet_hdr_len;
-    QIOChannelPacketFrame frame = { .len = size - MIN(size, hdr_len) };
 
-    if (!frame.len || frame.len > NET_BUFSIZE -
-                      sizeof(struct virtio_net_hdr_v1_hash_tunnel)) {
+    memset(frame, 0, sizeof(*frame));
+    frame->len = size - MIN(size, hdr_len);
+    if (!frame->len || frame->len > NET_BUFSIZE -
+                       sizeof(struct virtio_net_hdr_v1_hash_tunnel)) {
         filter_count_drop(p->nf, &p->dropped_too_big, 1,
                           "empty, or longer than a message may be");
-        return;
+        return false;
     }
     if (!p->segment) {
         p->segment = g_malloc(2 * QIO_CHANNEL_PACKET_MAX);
     }
-    iov_to_buf(iov, iovcnt, 0, &frame.vnet_hdr,
-               MIN(hdr_len, sizeof(frame.vnet_hdr)));
-    frame.data = p->segment + QIO_CHANNEL_PACKET_MAX;
-    iov_to_buf(iov, iovcnt, hdr_len, frame.data, frame.len);
+    iov_to_buf(iov, iovcnt, 0, &frame->vnet_hdr,
+               MIN(hdr_len, sizeof(frame->vnet_hdr)));
+    frame->data = p->segment + QIO_CHANNEL_PACKET_MAX;
+    iov_to_buf(iov, iovcnt, hdr_len, frame->data, frame->len);
+    return true;
+}
 
+static void filter_packet_keep_frame(FilterPacket *p,
+                                     QIOChannelPacketFrame *frame)
+{
+    struct iovec iov = { .iov_base = frame->data, .iov_len = frame->len };
+
+    packet_queue_put(&p->held, &frame->vnet_hdr, sizeof(frame->vnet_hdr),
+                     &iov, 1, 0);
+}
+
+void filter_packet_keep(FilterPacket *p, unsigned flags,
+                        const struct iovec *iov, int iovcnt)
+{
+    QIOChannelPacketFrame frame;
+
+    if (filter_packet_copy(p, flags, iov, iovcnt, &frame)) {
+        filter_packet_keep_frame(p, &frame);
+    }
+}
+
+void filter_packet_take(FilterPacket *p, unsigned flags,
+                        const struct iovec *iov, int iovcnt)
+{
+    QIOChannelPacketFrame frame;
+
+    if (!filter_packet_copy(p, flags, iov, iovcnt, &frame)) {
+        return;
+    }
     if (p->ioc) {
-        packet_queue_put(&p->held, &frame.vnet_hdr, sizeof(frame.vnet_hdr),
-                         &(struct iovec) { frame.data, frame.len }, 1, 0);
+        filter_packet_keep_frame(p, &frame);
     }
     filter_packet_to_outdev(p, &frame);
     filter_writer_flush_soon(p->writer);

@@ -196,6 +196,18 @@ void filter_packet_take(FilterPacket *p, unsigned flags,
                         const struct iovec *iov, int iovcnt);
 
 /**
+ * filter_packet_keep:
+ * @p: the FilterPacket, which can give back
+ * @flags: QEMU_NET_PACKET_FLAG_*
+ * @iov: a packet, as for filter_packet_take()
+ * @iovcnt: elements of @iov
+ *
+ * Keep a copy only.
+ */
+void filter_packet_keep(FilterPacket *p, unsigned flags,
+                        const struct iovec *iov, int iovcnt);
+
+/**
  * filter_packet_resend:
  * @p: the FilterPacket
  *

@@ -190,9 +190,30 @@ static int filter_switchover_migration(NotifierWithReturn *notifier,
     return 0;
 }
 
+static void filter_switchover_taken(void *opaque, unsigned flags,
+                                    const uint8_t *data, size_t size)
+{
+    FilterSwitchover *sw = opaque;
+    struct iovec iov = { .iov_base = (void *)data, .iov_len = size };
+
+    sw->taken++;
+    filter_packet_keep(sw->packet, flags, &iov, 1);
+}
+
 void filter_switchover_set_active(FilterSwitchover *sw, bool active)
 {
+    NetClientState *netdev = sw->nf->netdev;
+
     sw->active = active;
+    if (active && !sw->stopped && sw->packet->ioc && netdev->peer) {
+        /*
+         * The VM is about to stop.  QEMU drops what it has read for a guest
+         * that had no receive buffer, one frame without vhost: keep it with
+         * the copies, as the first.
+         */
+        qemu_net_queue_take(netdev->peer->incoming_queue, netdev,
+                            filter_switchover_taken, sw);
+    }
     filter_switchover_update(sw);
 }
 
