@@ -221,8 +221,11 @@ def check_vhost(qmp, c):
 
 
 def set_up_migration(source, destination, c):
+    if c.multifd:
+        source.execute('migrate-set-capabilities', capabilities=[
+            {'capability': 'multifd', 'state': True}])
     wanted = [name for name, on in (
-        ('return-path', c.return_path), ('multifd', c.multifd),
+        ('return-path', c.return_path),
         ('postcopy-ram', c.copy == 'postcopy'),
         ('pause-before-switchover', c.ending in FAILURES)) if on]
     for qmp in (source, destination):
@@ -322,6 +325,9 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         if migrating:
             b = start_qemu(system, 'b', c, log('b'),
                            ['-incoming', incoming('b'),
+                            # it must be set before the QEMU listens
+                            *(['-global', 'migration.x-multifd=on']
+                              if c.multifd else ()),
                             *(inject() if mode == 'ours' else ())])
 
         number = random.randrange(1, 1 << 31)

@@ -39,7 +39,11 @@ def promise(r):
         return ('loses-packets', r['to_guest']['lost'] > STOCK_LOSES and
                 not r['to_guest']['damaged'] + r['to_client']['damaged'],
                 figures)
-    return 'is-exact', is_exact(r), figures
+    # The order is promised of a migration that completes, and at its usual rate
+    c = r['conditions']
+    ordered = not c['ending'].startswith(('cancelled', 'destination')) and \
+        c['rate'] <= 1000
+    return 'is-exact', is_exact(r, REORDERED if ordered else None), figures
 
 
 # -- table -------------------------------------------------------------------
