@@ -33,6 +33,7 @@ check: src ## everything that must be green: verify, unit tests, qtests, lab
 check-all: build ## every cell of the migration matrix, with vhost-net (slow)
 	@lab/matrix --all
 	@lab/pingpong 100
+	@lab/tcp 1000
 
 demo: build ## the main job on real input; ends with a table and a picture
 	@lab/demo

@@ -218,7 +218,7 @@ static G_NORETURN void die_no_capability(bool caller_no_new_privs)
     if (caller_no_new_privs) {
         die("no CAP_NET_RAW to open a packet socket with: the caller has set "
             "no_new_privs, so that file capabilities and setuid have no "
-            "effect (does QEMU run with '-sandbox elevateprivileges=deny'?)");
+            "effect (does QEMU run with '-sandbox on'?)");
     }
     die("no CAP_NET_RAW to open a packet socket with; as root, run 'setcap "
         "cap_net_raw+ep %s', on a file system without 'nosuid'",

@@ -15,7 +15,6 @@
 
 #include "qemu/osdep.h"
 #include "chardev/char-socket-packet.h"
-#include "io/channel-packet.h"
 #include "qapi/error.h"
 #include "qapi/util.h"
 #include "qemu/option.h"
@@ -170,4 +169,28 @@ QIOChannelSocket *tcp_chr_packet_new_fd(SocketChardev *s, int fd)
         return NULL;
     }
     return g_steal_pointer(&sioc);
+}
+
+char *tcp_chr_packet_filename(SocketChardev *s)
+{
+    if (!s->has_af_packet_mode) {
+        return NULL;
+    }
+    return g_strdup_printf("packet:%s,af-packet-mode=%s%s",
+                           qio_channel_packet_get_ifname(
+                               QIO_CHANNEL_PACKET(s->ioc)),
+                           AfPacketMode_str(s->af_packet_mode),
+                           s->af_packet_vnet_hdr ?
+                           ",af-packet-vnet-hdr=on" : "");
+}
+
+QIOChannelPacket *qemu_chr_packet_channel(Chardev *chr)
+{
+    SocketChardev *s;
+
+    if (!object_dynamic_cast(OBJECT(chr), TYPE_CHARDEV_SOCKET)) {
+        return NULL;
+    }
+    s = SOCKET_CHARDEV(chr);
+    return s->has_af_packet_mode && s->ioc ? QIO_CHANNEL_PACKET(s->ioc) : NULL;
 }

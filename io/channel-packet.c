@@ -35,11 +35,13 @@
  * back: bind() takes 0 for "the protocol as before", and every other change
  * of a bound socket, closing it too, waits for an RCU grace period, 8 to
  * 16 ms (times and behaviour: Linux 6.18).  Therefore:
- *   - a filter that drops all ends the capture, immediately;
+ *   - PACKET_IGNORE_OUTGOING ends the capture, immediately, even where whoever
+ *     made the socket has locked its filter;
  *   - when all has been read, or shall not be, a new socket takes the place of
  *     the old one, which a thread closes.
- * Without CAP_NET_RAW there is no new socket.  Then the old one stays, hooked
- * and with that filter, and costs the senders a little.
+ * Without CAP_NET_RAW there is no new socket.  Then the old one stays hooked,
+ * with its ring, and costs the host a little: a look at that flag for each
+ * frame to the guest, and a run of the filter for each frame from there.
  *
  * Inject.  PACKET_QDISC_BYPASS hands the frame to the TAP's driver directly.
  * This is what makes a full TAP queue visible, as ENOBUFS; through a qdisc
@@ -185,7 +187,7 @@ static void packet_count_drop(QIOChannelPacket *pioc, uint64_t *counter,
     if (!n) {
         return;
     }
-    trace_qio_channel_packet_drop(pioc, n, reason);
+    trace_qio_channel_packet_drop(pioc, pioc->ifname, n, reason);
     if (!*counter) {
         warn_report("host interface '%s': frame dropped: %s "
                     "(more of these are counted only)", pioc->ifname, reason);
@@ -193,30 +195,53 @@ static void packet_count_drop(QIOChannelPacket *pioc, uint64_t *counter,
     *counter += n;
 }
 
-/* The interface is down, the socket said: is it gone? */
-static bool packet_check_gone(QIOChannelPacket *pioc)
+/* Is the socket bound to nothing any more? */
+static bool packet_is_gone(QIOChannelPacket *pioc)
 {
     struct sockaddr_ll sll = { 0 };
     socklen_t len = sizeof(sll);
 
+    return pioc->gone ||
+           (pioc->ifindex > 0 &&
+            (getsockname(pioc->fd, (struct sockaddr *)&sll, &len) < 0 ||
+             sll.sll_ifindex != pioc->ifindex));
+}
+
+static void packet_set_gone(QIOChannelPacket *pioc)
+{
+    if (!pioc->gone) {
+        trace_qio_channel_packet_gone(pioc, pioc->ifname);
+        pioc->gone = true;
+    }
+}
+
+/* A frame passed, so the interface is up */
+static void packet_set_up(QIOChannelPacket *pioc)
+{
+    if (pioc->down) {
+        trace_qio_channel_packet_up(pioc, pioc->ifname);
+        pioc->down = false;
+    }
+}
+
+/* The interface is down, the socket said: is it gone? */
+static bool packet_check_gone(QIOChannelPacket *pioc)
+{
     if (!pioc->down) {
         trace_qio_channel_packet_down(pioc, pioc->ifname);
         warn_report("host interface '%s' is down or gone", pioc->ifname);
         pioc->down = true;
     }
     pioc->down_check_at = g_get_monotonic_time() + PACKET_DOWN_CHECK_US;
-    if (!pioc->gone && pioc->ifindex > 0 &&
-        (getsockname(pioc->fd, (struct sockaddr *)&sll, &len) < 0 ||
-         sll.sll_ifindex != pioc->ifindex)) {
-        trace_qio_channel_packet_gone(pioc, pioc->ifname);
-        pioc->gone = true;
+    if (packet_is_gone(pioc)) {
+        packet_set_gone(pioc);
     }
     return pioc->gone;
 }
 
 static int packet_error_gone(QIOChannelPacket *pioc, Error **errp)
 {
-    pioc->gone = true;
+    packet_set_gone(pioc);
     error_setg(errp, "host interface '%s' is gone", pioc->ifname);
     return -1;
 }
@@ -238,6 +263,11 @@ static void packet_update_kernel_drops(QIOChannelPacket *pioc)
 
 
 /* Set-up */
+
+static const char *packet_mode(QIOChannelPacket *pioc)
+{
+    return pioc->mode == QIO_CHANNEL_PACKET_CAPTURE ? "capture" : "inject";
+}
 
 static QIOChannelPacket *packet_new(int fd, QIOChannelPacketMode mode)
 {
@@ -419,9 +449,10 @@ static QIOChannelPacket *packet_open(int ifindex, const char *ifname,
     if (fd < 0) {
         error_setg_errno(errp, errno,
                          "cannot open a packet socket on '%s'%s", ifname,
-                         errno == EPERM ? ", which needs CAP_NET_RAW; or pass "
-                         "an AF_PACKET socket to a chardev, by 'fd' with "
-                         "'af-packet-mode'" : "");
+                         errno == EPERM ? ", which needs CAP_NET_RAW; "
+                         "without it, let qemu-packet-helper open one, by "
+                         "'packet_helper', or pass an AF_PACKET socket to a "
+                         "chardev, by 'fd' with 'af-packet-mode'" : "");
         return NULL;
     }
 
@@ -435,8 +466,6 @@ static QIOChannelPacket *packet_open(int ifindex, const char *ifname,
         !packet_bind(pioc, 0, errp)) {
         return NULL;
     }
-
-    trace_qio_channel_packet_new(pioc, fd, pioc->ifname, mode);
     return g_steal_pointer(&pioc);
 }
 
@@ -444,7 +473,23 @@ QIOChannelPacket *
 qio_channel_packet_new_ifname(const char *ifname, QIOChannelPacketMode mode,
                               Error **errp)
 {
-    return packet_open(0, ifname, mode, errp);
+    QIOChannelPacket *pioc = packet_open(0, ifname, mode, errp);
+
+    if (pioc) {
+        trace_qio_channel_packet_new(pioc, pioc->fd, pioc->ifname,
+                                     packet_mode(pioc));
+    }
+    return pioc;
+}
+
+bool qio_channel_packet_may_open(void)
+{
+    int fd = qemu_socket(AF_PACKET, SOCK_RAW, 0);
+
+    if (fd >= 0) {
+        close(fd);
+    }
+    return fd >= 0 || errno != EPERM;
 }
 
 bool qio_channel_packet_is_packet_socket(int fd)
@@ -480,7 +525,7 @@ qio_channel_packet_new_fd(int fd, QIOChannelPacketMode mode, Error **errp)
         return NULL;
     }
 
-    trace_qio_channel_packet_new(pioc, fd, pioc->ifname, mode);
+    trace_qio_channel_packet_new(pioc, fd, pioc->ifname, packet_mode(pioc));
     return g_steal_pointer(&pioc);
 }
 
@@ -516,7 +561,7 @@ void qio_channel_packet_prepare(QIOChannelPacket *pioc)
         return;
     }
     ret = qio_packet_ring_init(&pioc->ring, pioc->fd, pioc->ring_size);
-    trace_qio_channel_packet_ring(pioc, pioc->ring_size, ret);
+    trace_qio_channel_packet_ring(pioc, pioc->ifname, pioc->ring_size, ret);
     if (ret < 0) {
         warn_report_once("host interface '%s': no receive ring of %zu bytes "
                          "(%s); capturing frame by frame, at a higher cost",
@@ -527,15 +572,23 @@ void qio_channel_packet_prepare(QIOChannelPacket *pioc)
 bool qio_channel_packet_set_active(QIOChannelPacket *pioc, bool active,
                                    Error **errp)
 {
+    int ignore = !active;
+
     assert(pioc->mode == QIO_CHANNEL_PACKET_CAPTURE);
-    trace_qio_channel_packet_set_active(pioc, active);
+    trace_qio_channel_packet_set_active(pioc, pioc->ifname, active);
 
     if (active) {
         qio_channel_packet_prepare(pioc);
     }
 
-    if (!packet_set_filter(pioc, active, errp) ||
-        (active && !packet_bind(pioc, ETH_P_ALL, errp))) {
+    /* Since Linux 4.20 */
+    if (setsockopt(pioc->fd, SOL_PACKET, PACKET_IGNORE_OUTGOING,
+                   &ignore, sizeof(ignore)) < 0) {
+        error_setg_errno(errp, errno, "cannot set PACKET_IGNORE_OUTGOING on "
+                         "interface '%s'", pioc->ifname);
+        return false;
+    }
+    if (active && !packet_bind(pioc, ETH_P_ALL, errp)) {
         return false;
     }
     pioc->hooked |= active;
@@ -570,6 +623,7 @@ bool qio_channel_packet_detach(QIOChannelPacket *pioc)
         return false;
     }
 
+    trace_qio_channel_packet_detach(pioc, pioc->ifname);
     packet_update_kernel_drops(pioc);
     packet_count_drop(pioc, &pioc->stats.dropped_unread,
                       pioc->queued - MIN(pioc->queued, pioc->taken),
@@ -605,6 +659,23 @@ int qio_channel_packet_get_fd(QIOChannelPacket *pioc)
 const char *qio_channel_packet_get_ifname(QIOChannelPacket *pioc)
 {
     return pioc->ifname;
+}
+
+QIOChannelPacketLink qio_channel_packet_get_link(QIOChannelPacket *pioc)
+{
+    struct ifreq ifr = { 0 };
+
+    if (!pioc->ifindex && !pioc->gone) {
+        /* A test's socket */
+        return QIO_CHANNEL_PACKET_LINK_UP;
+    }
+    if (packet_is_gone(pioc) || !packet_find_name(pioc, NULL)) {
+        return QIO_CHANNEL_PACKET_LINK_GONE;
+    }
+    pstrcpy(ifr.ifr_name, sizeof(ifr.ifr_name), pioc->ifname);
+    return ioctl(pioc->fd, SIOCGIFFLAGS, &ifr) == 0 &&
+           (ifr.ifr_flags & IFF_UP) ? QIO_CHANNEL_PACKET_LINK_UP :
+                                      QIO_CHANNEL_PACKET_LINK_DOWN;
 }
 
 void qio_channel_packet_get_stats(QIOChannelPacket *pioc,
@@ -688,7 +759,7 @@ static bool packet_check_frame(QIOChannelPacket *pioc, int pkttype,
                                size_t len, size_t captured)
 {
     pioc->taken++;
-    pioc->down = false;
+    packet_set_up(pioc);
     if (pkttype != PACKET_OUTGOING) {
         return false;
     }
@@ -767,6 +838,7 @@ static int packet_recv_from_socket(QIOChannelPacket *pioc,
         .msg_control = &control,
         .msg_controllen = sizeof(control),
     };
+    struct tpacket_auxdata aux = { 0 };
     struct cmsghdr *cmsg;
     ssize_t len;
 
@@ -782,20 +854,20 @@ static int packet_recv_from_socket(QIOChannelPacket *pioc,
 
     frame->data = pioc->buf + VLAN_TAG_LEN;
     frame->len = len - MIN(len, sizeof(frame->vnet_hdr));
-    if (!packet_check_frame(pioc, sll.sll_pkttype, frame->len,
-                            MIN(frame->len, PACKET_FRAME_MAX))) {
-        return 0;
-    }
     for (cmsg = CMSG_FIRSTHDR(&msg); cmsg; cmsg = CMSG_NXTHDR(&msg, cmsg)) {
         if (cmsg->cmsg_level == SOL_PACKET &&
             cmsg->cmsg_type == PACKET_AUXDATA) {
-            struct tpacket_auxdata aux;
-
             memcpy(&aux, CMSG_DATA(cmsg), sizeof(aux));
-            packet_insert_vlan_tag(frame, aux.tp_status, aux.tp_vlan_tci,
-                                   aux.tp_vlan_tpid);
         }
     }
+    /* A socket's filter may have cut it, too */
+    if (!packet_check_frame(pioc, sll.sll_pkttype,
+                            MAX(frame->len, aux.tp_len),
+                            MIN(frame->len, PACKET_FRAME_MAX))) {
+        return 0;
+    }
+    packet_insert_vlan_tag(frame, aux.tp_status, aux.tp_vlan_tci,
+                           aux.tp_vlan_tpid);
     return 1;
 }
 
@@ -813,7 +885,21 @@ int qio_channel_packet_recv_frame(QIOChannelPacket *pioc,
         /* With a ring, this tells what is wrong with the interface */
         ret = packet_recv_from_socket(pioc, frame, errp);
     }
+    if (ret == 1 && frame->vnet_hdr.gso_type &&
+        !qio_packet_gso_matches(&frame->vnet_hdr, frame->data, frame->len)) {
+        packet_count_drop(pioc, &pioc->stats.dropped_gso, 1,
+                          "it is a GSO frame in a tunnel");
+        return 0;
+    }
     return ret;
+}
+
+static void packet_set_room(QIOChannelPacket *pioc)
+{
+    if (pioc->retry_at) {
+        trace_qio_channel_packet_room(pioc, pioc->ifname, true);
+        pioc->retry_at = 0;
+    }
 }
 
 /*
@@ -827,6 +913,9 @@ static int packet_send_error(QIOChannelPacket *pioc, Error **errp)
     case ENOBUFS:
     case ENOMEM:
         pioc->stats.no_room++;
+        if (!pioc->retry_at) {
+            trace_qio_channel_packet_room(pioc, pioc->ifname, false);
+        }
         pioc->retry_at = g_get_monotonic_time() + QIO_CHANNEL_PACKET_RETRY_US;
         return 0;
     case EMSGSIZE:
@@ -851,6 +940,25 @@ static int packet_send_error(QIOChannelPacket *pioc, Error **errp)
                           "refused by the kernel");
         return 1;
     }
+}
+
+/* The longest frame like this one that the interface takes, but for GSO */
+static size_t packet_max_len(QIOChannelPacket *pioc,
+                             const QIOChannelPacketFrame *frame)
+{
+    struct ifreq ifr = { 0 };
+
+    if (!packet_find_name(pioc, NULL)) {
+        return SIZE_MAX;
+    }
+    pstrcpy(ifr.ifr_name, sizeof(ifr.ifr_name), pioc->ifname);
+    if (ioctl(pioc->fd, SIOCGIFMTU, &ifr) < 0) {
+        return SIZE_MAX;
+    }
+    return ifr.ifr_mtu + ETH_HLEN +
+           (frame->len >= ETH_HLEN &&
+            lduw_be_p(frame->data + 2 * ETH_ALEN) == ETH_P_8021Q ?
+            VLAN_TAG_LEN : 0);
 }
 
 /*
@@ -888,6 +996,7 @@ static int packet_send_segments(QIOChannelPacket *pioc,
         packet_count_drop(pioc, &pioc->stats.dropped_gso, 1, reason);
         return 1;
     }
+    qio_packet_gso_limit(&gso, packet_max_len(pioc, frame));
     assert(gso.max_len <= QIO_CHANNEL_PACKET_MAX);
 
     while ((iov[1].iov_len = qio_packet_gso_next(&gso, pioc->segment))) {
@@ -904,7 +1013,7 @@ static int packet_send_segments(QIOChannelPacket *pioc,
         pioc->segments_sent++;
     }
     pioc->segments_sent = 0;
-    pioc->retry_at = 0;
+    packet_set_room(pioc);
     pioc->stats.frames++;
     pioc->stats.bytes += frame->len;
     return 1;
@@ -952,9 +1061,9 @@ static ssize_t packet_send_frames(QIOChannelPacket *pioc,
         ret = RETRY_ON_EINTR(sendmmsg(pioc->fd, pioc->msgs, batch,
                                       MSG_DONTWAIT | MSG_NOSIGNAL));
         if (ret > 0) {
-            pioc->down = false;
+            packet_set_up(pioc);
+            packet_set_room(pioc);
             pioc->gso_until = 0;
-            pioc->retry_at = 0;
             pioc->stats.frames += ret;
             for (int i = 0; i < ret; i++) {
                 pioc->stats.bytes += frames[done + i].len;

@@ -288,6 +288,22 @@ static uint16_t gso_pseudo_sum(const QIOPacketGso *gso)
     return sum_fold((uint64_t)lduw_be_p(transport + UDP_CHECKSUM) + length);
 }
 
+bool qio_packet_gso_matches(const struct virtio_net_hdr *hdr,
+                            const uint8_t *frame, size_t len)
+{
+    uint8_t type = hdr->gso_type & ~VIRTIO_NET_HDR_GSO_ECN;
+    bool udp = type == VIRTIO_NET_HDR_GSO_UDP ||
+               type == VIRTIO_NET_HDR_GSO_UDP_L4;
+    QIOPacketGso gso = { .frame = frame, .len = len };
+    uint16_t ethertype = gso_find_ip(&gso);
+
+    gso.ipv6 = ethertype == ETH_P_IPV6;
+    return (gso.ipv6 || ethertype == ETH_P_IP) &&
+           gso_find_transport(&gso) == (udp ? IPPROTO_UDP : IPPROTO_TCP) &&
+           (!(hdr->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) ||
+            hdr->csum_start == gso.transport);
+}
+
 bool qio_packet_gso_init(QIOPacketGso *gso, const struct virtio_net_hdr *hdr,
                          const uint8_t *frame, size_t len,
                          const char **reason)
@@ -361,6 +377,25 @@ bool qio_packet_gso_init(QIOPacketGso *gso, const struct virtio_net_hdr *hdr,
         gso->pseudo = gso_pseudo_sum(gso);
     }
     return true;
+}
+
+void qio_packet_gso_limit(QIOPacketGso *gso, size_t max_len)
+{
+    struct virtio_net_hdr hdr = gso->hdr;
+    const char *reason;
+    QIOPacketGso cut;
+
+    if (!gso->tcp || gso->max_len <= max_len) {
+        return;
+    }
+    /* A frame that was to be passed whole has not been looked at yet */
+    hdr.gso_size = 1;
+    if (qio_packet_gso_init(&cut, &hdr, gso->frame, gso->len, &reason) &&
+        !cut.whole && cut.payload < max_len) {
+        cut.max_len = max_len;
+        cut.hdr.gso_size = max_len - cut.payload;
+        *gso = cut;
+    }
 }
 
 static size_t gso_next_whole(QIOPacketGso *gso, uint8_t *out)

@@ -21,6 +21,7 @@
 #include "net/filter-activity.h"
 #include "qapi/error.h"
 #include "system/system.h"
+#include "trace.h"
 
 /* Behind each device, whose priority is its depth in the device tree */
 #define FILTER_VMSTATE_PRIORITY INT_MAX
@@ -32,6 +33,9 @@ void filter_activity_update(FilterActivity *act)
                   (act->vm_running ? act->when_running : act->when_stopped);
 
     if (act->vmstate) {
+        trace_filter_activity_update(
+            object_get_canonical_path_component(OBJECT(act->nf)), active,
+            act->nf->on, act->vm_running);
         act->active = active;
         act->changed(act->nf, active);
     }
@@ -116,8 +120,15 @@ static void filter_activity_set_when_stopped(Object *obj, bool value,
     filter_activity_update(act);
 }
 
+static bool filter_activity_get_active(Object *obj, Error **errp)
+{
+    return filter_activity_get(obj)->active;
+}
+
 void filter_activity_class_init(ObjectClass *oc)
 {
+    object_class_property_add_bool(oc, "active", filter_activity_get_active,
+                                   NULL);
     object_class_property_add_bool(oc, "enable_when_running",
                                    filter_activity_get_when_running,
                                    filter_activity_set_when_running);

@@ -39,8 +39,8 @@ struct FilterActivity {
  * filter_activity_class_init:
  * @oc: class of a filter that has a FilterActivity
  *
- * Add the properties enable_when_running and enable_when_stopped.  The
- * filter's file defines filter_activity_get().
+ * Add the properties enable_when_running and enable_when_stopped, and active,
+ * which can only be read.  The filter's file defines filter_activity_get().
  */
 void filter_activity_class_init(ObjectClass *oc);
 

@@ -56,12 +56,13 @@
 
 #include "qemu/osdep.h"
 #include "net/filter-packet.h"
-#include "chardev/char-socket-packet.h"
+#include "chardev/char-socket.h"
 #include "io/packet-gso.h"
 #include "io/packet-ring.h"
 #include "net/announce.h"
 #include "net/filter-activity.h"
 #include "net/net.h"
+#include "net/packet-helper.h"
 #include "qapi/error.h"
 #include "qapi/visitor.h"
 #include "qemu/bswap.h"
@@ -79,7 +80,7 @@ QEMU_BUILD_BUG_ON(QIO_CHANNEL_PACKET_MAX != NET_BUFSIZE);
  * handles one write to the interface's channel.
  */
 #define FILTER_PACKET_TURN_FRAMES 512
-#define FILTER_PACKET_TURN_BYTES (512 * KiB)
+#define FILTER_PACKET_TURN_BYTES (256 * KiB)
 
 /*
  * After the end of a capture look for frames this often, and so long.  The ring
@@ -88,7 +89,10 @@ QEMU_BUILD_BUG_ON(QIO_CHANNEL_PACKET_MAX != NET_BUFSIZE);
 #define FILTER_PACKET_DRAIN_POLL_US 200
 #define FILTER_PACKET_DRAIN_US (100 * 1000)
 
-/* Of 64 KiB, when the VM starts after its migration: 4 MiB */
+/*
+ * When the VM starts after its migration: of 64 KiB from indev, that is 4 MiB,
+ * and of as many frames from the netdev as QEMU takes at once
+ */
 #define FILTER_PACKET_ARRIVE_READS 64
 
 /* The announcement does not wait longer for what is held to be injected */
@@ -110,12 +114,15 @@ static void filter_packet_set_gone(FilterPacket *p, Error *err)
 {
     error_prepend(&err, "filter-redirector '%s': ", filter_packet_id(p));
     warn_report_err(err);
+    trace_filter_packet_gone(filter_packet_id(p),
+                             qio_channel_packet_get_ifname(p->ioc));
     p->gone = true;
 }
 
 
 /* Capture */
 
+static void filter_packet_capture(void *opaque);
 static void filter_packet_capture_update(void *opaque);
 
 /*
@@ -127,6 +134,15 @@ static void filter_packet_put_vnet_hdr(uint8_t *buf, size_t len,
 {
     memset(buf, 0, len);
     memcpy(buf, hdr, MIN(len, sizeof(*hdr)));
+}
+
+/* Room for a segment, and behind that for the frame that it is cut from */
+static uint8_t *filter_packet_bufs(FilterPacket *p)
+{
+    if (!p->bufs) {
+        p->bufs = g_malloc(2 * QIO_CHANNEL_PACKET_MAX);
+    }
+    return p->bufs;
 }
 
 /*
@@ -159,12 +175,9 @@ static void filter_packet_complete(FilterPacket *p,
         filter_count_drop(p->nf, &p->dropped_gso, 1, reason);
         return;
     }
-    if (!p->segment) {
-        p->segment = g_malloc(2 * QIO_CHANNEL_PACKET_MAX);
-    }
     frame->vnet_hdr = no_hdr;
-    frame->data = p->segment;
-    while ((frame->len = qio_packet_gso_next(&gso, p->segment))) {
+    frame->data = filter_packet_bufs(p);
+    while ((frame->len = qio_packet_gso_next(&gso, frame->data))) {
         emit(p, frame);
     }
 }
@@ -222,10 +235,20 @@ static void filter_packet_to_chain(FilterPacket *p,
     }
 }
 
+/* Let the main loop read the socket, or not; telling it the same costs much */
+static void filter_packet_watch(FilterPacket *p, bool watch)
+{
+    if (p->watching != watch) {
+        p->watching = watch;
+        qemu_set_fd_handler(qio_channel_packet_get_fd(p->ioc),
+                            watch ? filter_packet_capture : NULL, NULL, p);
+    }
+}
+
 /* Leave the traffic; true if that drops what has not been read */
 static bool filter_packet_capture_detach(FilterPacket *p)
 {
-    qemu_set_fd_handler(qio_channel_packet_get_fd(p->ioc), NULL, NULL, NULL);
+    filter_packet_watch(p, false);
     return qio_channel_packet_detach(p->ioc);
 }
 
@@ -301,9 +324,7 @@ static void filter_packet_capture_update(void *opaque)
     } else {
         timer_del(p->timer);
     }
-    qemu_set_fd_handler(qio_channel_packet_get_fd(p->ioc),
-                        wants && p->active && !p->gone ?
-                        filter_packet_capture : NULL, NULL, p);
+    filter_packet_watch(p, wants && p->active && !p->gone);
 }
 
 static void filter_packet_capture_set_active(FilterPacket *p)
@@ -327,6 +348,7 @@ static int filter_packet_migration(NotifierWithReturn *notifier,
     if (p->state == FILTER_PACKET_DETACHED && !p->gone && p->nf->on &&
         filter_activity_get(OBJECT(p->nf))->when_stopped) {
         if (event->type == MIG_EVENT_PRECOPY_SETUP) {
+            trace_filter_packet_armed(filter_packet_id(p));
             qio_channel_packet_prepare(p->ioc);
         } else if (event->type == MIG_EVENT_PRECOPY_FAILED) {
             filter_packet_capture_detach(p);
@@ -368,6 +390,16 @@ static void filter_packet_announce(FilterPacket *p)
     }
 }
 
+/* Whether anything waits for its injection changes: tell */
+static void filter_packet_trace_held(FilterPacket *p)
+{
+    if (p->holds != (p->held.packets > 0)) {
+        p->holds = !p->holds;
+        trace_filter_packet_held(filter_packet_id(p), p->holds,
+                                 p->held.packets, p->held.bytes);
+    }
+}
+
 /* Send what is held, in order, until done, or no room, or a turn's share */
 static void filter_packet_release(void *opaque)
 {
@@ -385,11 +417,13 @@ static void filter_packet_release(void *opaque)
         } else if (n < 0 && n != QIO_CHANNEL_ERR_BLOCK) {
             filter_packet_set_gone(p, err);
         }
-        trace_filter_packet_release(filter_packet_id(p), n, p->held.bytes);
+        trace_filter_packet_release(filter_packet_id(p), n, p->held.packets,
+                                    p->held.bytes);
     }
     if (p->gone) {
         filter_packet_drop_held(p);
     }
+    filter_packet_trace_held(p);
 
     if (packet_queue_peek(&p->held, &len)) {
         filter_packet_go_on_in(p, n > 0 ? 0 : QIO_CHANNEL_PACKET_RETRY_US);
@@ -436,6 +470,26 @@ static void filter_packet_arrive(FilterPacket *p)
     p->announce_until = g_get_monotonic_time() + FILTER_PACKET_ANNOUNCE_US;
 }
 
+/* The VM starts, but its devices do not yet */
+static void filter_packet_vm_change_state(void *opaque, bool running,
+                                          RunState state)
+{
+    FilterPacket *p = opaque;
+    NetClientState *netdev = p->nf->netdev;
+    uint64_t flooded;
+
+    if (!running || !p->incoming || !netdev->info->read_now) {
+        return;
+    }
+    for (int i = 0; i < FILTER_PACKET_ARRIVE_READS; i++) {
+        flooded = p->flooded;
+        netdev->info->read_now(netdev);
+        if (p->flooded == flooded) {
+            break;
+        }
+    }
+}
+
 static void filter_packet_inject_set_active(FilterPacket *p)
 {
     if (p->active) {
@@ -449,26 +503,91 @@ static void filter_packet_inject_set_active(FilterPacket *p)
     }
 }
 
+/*
+ * The vnet header of a packet from the chain, which is @hdr_len bytes long
+ * there.  Returns false if the packet is dropped, and counted.
+ */
+static bool filter_packet_parse(FilterPacket *p, unsigned flags,
+                                const struct iovec *iov, int iovcnt,
+                                struct virtio_net_hdr *hdr, size_t *hdr_len)
+{
+    size_t size = iov_size(iov, iovcnt);
+
+    memset(hdr, 0, sizeof(*hdr));
+    *hdr_len = flags & QEMU_NET_PACKET_FLAG_RAW ?
+               0 : p->nf->netdev->vnet_hdr_len;
+    if (size <= *hdr_len || size - *hdr_len > NET_BUFSIZE -
+                            sizeof(struct virtio_net_hdr_v1_hash_tunnel)) {
+        filter_count_drop(p->nf, &p->dropped_too_big, 1,
+                          "empty, or longer than a message may be");
+        return false;
+    }
+    iov_to_buf(iov, iovcnt, 0, hdr, MIN(*hdr_len, sizeof(*hdr)));
+    return true;
+}
+
+void filter_packet_keep(FilterPacket *p, unsigned flags,
+                        const struct iovec *iov, int iovcnt)
+{
+    struct virtio_net_hdr hdr;
+    size_t hdr_len;
+
+    if (filter_packet_parse(p, flags, iov, iovcnt, &hdr, &hdr_len)) {
+        packet_queue_put(&p->held, &hdr, sizeof(hdr), iov, iovcnt, hdr_len);
+    }
+}
+
+static bool filter_packet_injects_on_own(FilterPacket *p)
+{
+    return p->out_netdev && !strcmp(p->out_netdev, p->nf->netdev_id);
+}
+
+/* QEMU announces the guest's new location, which is too early */
+static bool filter_packet_is_early_announcement(FilterPacket *p,
+                                                unsigned flags)
+{
+    return (p->announce || runstate_check(RUN_STATE_INMIGRATE)) &&
+           filter_packet_injects_on_own(p) &&
+           (flags & QEMU_NET_PACKET_FLAG_RAW);
+}
+
+/*
+ * While the VM waits for its migration, broadcast and multicast frames reach
+ * both hosts.  The guest has them, or gets them, from the source: it is not to
+ * get them twice.
+ */
+static bool filter_packet_is_flooded(FilterPacket *p, NetClientState *sender,
+                                     unsigned flags, const struct iovec *iov,
+                                     int iovcnt)
+{
+    size_t hdr_len = flags & QEMU_NET_PACKET_FLAG_RAW ?
+                     0 : p->nf->netdev->vnet_hdr_len;
+    uint8_t first;
+
+    return p->incoming && p->has_indev && sender == p->nf->netdev &&
+           filter_packet_injects_on_own(p) &&
+           iov_to_buf(iov, iovcnt, hdr_len, &first, 1) && (first & 1) &&
+           qemu_chr_fe_backend_connected(p->chr_in);
+}
+
 ssize_t filter_packet_receive_iov(FilterPacket *p, NetClientState *sender,
                                   unsigned flags, const struct iovec *iov,
                                   int iovcnt)
 {
-    struct virtio_net_hdr hdr = { 0 };
     size_t size = iov_size(iov, iovcnt);
-    size_t hdr_len = flags & QEMU_NET_PACKET_FLAG_RAW ?
-                     0 : p->nf->netdev->vnet_hdr_len;
 
     if (p->switchover) {
         return filter_switchover_receive_iov(&p->sw, sender, flags, iov,
                                              iovcnt);
     }
-    if ((p->announce || runstate_check(RUN_STATE_INMIGRATE)) &&
-        p->out_netdev && !strcmp(p->out_netdev, p->nf->netdev_id) &&
-        (flags & QEMU_NET_PACKET_FLAG_RAW)) {
-        /* An announcement of QEMU's, which comes too early */
+    if (filter_packet_is_early_announcement(p, flags)) {
         return size;
     }
-    if (!p->active || !p->out_netdev || p->has_indev || size <= hdr_len) {
+    if (filter_packet_is_flooded(p, sender, flags, iov, iovcnt)) {
+        p->flooded++;
+        return size;
+    }
+    if (!p->active || !p->out_netdev || p->has_indev) {
         return 0;
     }
     if (p->held.bytes && p->held.bytes >= p->hold_limit) {
@@ -476,15 +595,8 @@ ssize_t filter_packet_receive_iov(FilterPacket *p, NetClientState *sender,
                           "'hold_limit' is reached");
         return size;
     }
-    if (sizeof(hdr) + size - hdr_len > NET_BUFSIZE) {
-        filter_count_drop(p->nf, &p->dropped_too_big, 1,
-                          "longer than a message may be");
-        return size;
-    }
-
-    iov_to_buf(iov, iovcnt, 0, &hdr, MIN(hdr_len, sizeof(hdr)));
-    packet_queue_put(&p->held, &hdr, sizeof(hdr), iov, iovcnt, hdr_len);
-    if (p->active && !timer_pending(p->timer)) {
+    filter_packet_keep(p, flags, iov, iovcnt);
+    if (!timer_pending(p->timer)) {
         /* Together with those that come in this turn */
         filter_packet_go_on_in(p, 0);
     }
@@ -496,8 +608,13 @@ int filter_packet_can_read(FilterPacket *p)
     size_t len;
     /* A message that is not whole must not wait for its rest */
     bool sends = p->active && !packet_queue_peek(&p->held, &len);
+    bool not_read = !sends && p->held.bytes >= p->hold_limit;
 
-    p->not_read = !sends && p->held.bytes >= p->hold_limit;
+    if (p->not_read != not_read) {
+        p->not_read = not_read;
+        trace_filter_packet_not_read(filter_packet_id(p), not_read,
+                                     p->held.packets, p->held.bytes);
+    }
     return p->not_read ? 0 : NET_BUFSIZE;
 }
 
@@ -519,6 +636,7 @@ static size_t filter_packet_inject_bytes(FilterPacket *p, const uint8_t *buf,
     if (n == -1) {
         filter_packet_set_gone(p, err);
     }
+    packet_queue_pass(&p->held, buf, MAX(n, 0));
     return MAX(n, 0);
 }
 
@@ -551,6 +669,7 @@ int filter_packet_receive_bytes(FilterPacket *p, const uint8_t *buf,
     if (p->active && !timer_pending(p->timer)) {
         filter_packet_release(p);
     }
+    filter_packet_trace_held(p);
     return too_long ? -1 : 0;
 }
 
@@ -562,76 +681,38 @@ void filter_packet_indev_closed(FilterPacket *p)
 
 /* Switchover */
 
-/* The frame of a packet from the chain, in memory of our own */
-static bool filter_packet_copy(FilterPacket *p, unsigned flags,
-                               const struct iovec *iov, int iovcnt,
-                               QIOChannelPacketFrame *frame)
-{
-    size_t size = iov_size(iov, iovcnt);
-    size_t hdr_len = flags & QEMU_NET_PACKET_FLAG_RAW ?
-                     0 : p->nf->netdev->vnet_hdr_len;
-
-    memset(frame, 0, sizeof(*frame));
-    frame->len = size - MIN(size, hdr_len);
-    if (!frame->len || frame->len > NET_BUFSIZE -
-                       sizeof(struct virtio_net_hdr_v1_hash_tunnel)) {
-        filter_count_drop(p->nf, &p->dropped_too_big, 1,
-                          "empty, or longer than a message may be");
-        return false;
-    }
-    if (!p->segment) {
-        p->segment = g_malloc(2 * QIO_CHANNEL_PACKET_MAX);
-    }
-    iov_to_buf(iov, iovcnt, 0, &frame->vnet_hdr,
-               MIN(hdr_len, sizeof(frame->vnet_hdr)));
-    frame->data = p->segment + QIO_CHANNEL_PACKET_MAX;
-    iov_to_buf(iov, iovcnt, hdr_len, frame->data, frame->len);
-    return true;
-}
-
-static void filter_packet_keep_frame(FilterPacket *p,
-                                     QIOChannelPacketFrame *frame)
-{
-    struct iovec iov = { .iov_base = frame->data, .iov_len = frame->len };
-
-    packet_queue_put(&p->held, &frame->vnet_hdr, sizeof(frame->vnet_hdr),
-                     &iov, 1, 0);
-}
-
-void filter_packet_keep(FilterPacket *p, unsigned flags,
-                        const struct iovec *iov, int iovcnt)
-{
-    QIOChannelPacketFrame frame;
-
-    if (filter_packet_copy(p, flags, iov, iovcnt, &frame)) {
-        filter_packet_keep_frame(p, &frame);
-    }
-}
-
 void filter_packet_take(FilterPacket *p, unsigned flags,
                         const struct iovec *iov, int iovcnt)
 {
-    QIOChannelPacketFrame frame;
+    QIOChannelPacketFrame frame = {
+        .data = filter_packet_bufs(p) + QIO_CHANNEL_PACKET_MAX
+    };
+    size_t hdr_len;
 
-    if (!filter_packet_copy(p, flags, iov, iovcnt, &frame)) {
+    if (!filter_packet_parse(p, flags, iov, iovcnt, &frame.vnet_hdr,
+                             &hdr_len)) {
         return;
     }
     if (p->ioc) {
-        filter_packet_keep_frame(p, &frame);
+        packet_queue_put(&p->held, &frame.vnet_hdr, sizeof(frame.vnet_hdr),
+                         iov, iovcnt, hdr_len);
     }
+    frame.len = iov_to_buf(iov, iovcnt, hdr_len, frame.data,
+                           QIO_CHANNEL_PACKET_MAX);
     filter_packet_to_outdev(p, &frame);
     filter_writer_flush_soon(p->writer);
 }
 
 static void filter_packet_resend_one(void *opaque, uint8_t *message, size_t len)
 {
-    /* As filter_packet_take() has put it */
+    /* As filter_packet_keep() has put it; its copy has to stay as it is */
     const size_t head = 2 * sizeof(uint32_t);
     FilterPacket *p = opaque;
-    QIOChannelPacketFrame frame;
+    QIOChannelPacketFrame frame = {
+        .data = filter_packet_bufs(p) + QIO_CHANNEL_PACKET_MAX
+    };
 
     memcpy(&frame.vnet_hdr, message + head, sizeof(frame.vnet_hdr));
-    frame.data = p->segment + QIO_CHANNEL_PACKET_MAX;
     frame.len = len - head - sizeof(frame.vnet_hdr);
     memcpy(frame.data, message + head + sizeof(frame.vnet_hdr), frame.len);
     filter_packet_to_outdev(p, &frame);
@@ -667,8 +748,6 @@ void filter_packet_set_active(FilterPacket *p, bool active)
         return;
     }
     p->active = active;
-    trace_filter_packet_set_active(filter_packet_id(p), active,
-                                   p->held.bytes);
     if (p->switchover) {
         filter_switchover_set_active(&p->sw, active);
     } else if (p->in_netdev) {
@@ -740,6 +819,20 @@ static bool filter_packet_is_switchover(FilterPacket *p)
            (!p->in_netdev || !strcmp(p->in_netdev, p->nf->netdev_id));
 }
 
+bool filter_packet_needs_chain(FilterPacket *p)
+{
+    FilterActivity *act = filter_activity_get(OBJECT(p->nf));
+
+    if (p->in_netdev) {
+        /* Only stopped: the same condition as for a switchover */
+        return !p->has_outdev ||
+               (act->when_stopped && !act->when_running &&
+                p->nf->direction != NET_FILTER_DIRECTION_RX &&
+                !strcmp(p->in_netdev, p->nf->netdev_id));
+    }
+    return !p->out_netdev || !p->has_indev;
+}
+
 /* Open the netdev's interface */
 static bool filter_packet_open(FilterPacket *p, const char *option,
                                const char *id, QIOChannelPacketMode mode,
@@ -761,12 +854,15 @@ static bool filter_packet_open(FilterPacket *p, const char *option,
     }
     ifname = nc->info->get_host_ifname(nc, errp);
     if (ifname) {
-        p->ioc = qio_channel_packet_new_ifname(ifname, mode, errp);
+        p->ioc = p->packet_helper && !qio_channel_packet_may_open() ?
+                 packet_helper_open(p->packet_helper, ifname, mode, errp) :
+                 qio_channel_packet_new_ifname(ifname, mode, errp);
     }
     if (!p->ioc) {
         error_prepend(errp, "'%s': ", option);
         return false;
     }
+    trace_filter_packet_open(filter_packet_id(p), option, id, ifname, p->ioc);
     return true;
 }
 
@@ -803,6 +899,10 @@ bool filter_packet_setup(FilterPacket *p, bool vnet_hdr, Error **errp)
 
         qio_channel_packet_set_vnet_hdr(p->ioc, held_vnet_hdr);
         packet_queue_init(&p->held, held_vnet_hdr);
+        if (p->incoming && p->has_indev) {
+            p->vmstate = qemu_add_vm_change_state_handler_prio(
+                filter_packet_vm_change_state, p, INT_MIN);
+        }
     }
     if (p->switchover) {
         filter_switchover_setup(&p->sw, p);
@@ -813,18 +913,21 @@ bool filter_packet_setup(FilterPacket *p, bool vnet_hdr, Error **errp)
 void filter_packet_cleanup(FilterPacket *p)
 {
     filter_switchover_cleanup(&p->sw);
+    if (p->vmstate) {
+        qemu_del_vm_change_state_handler(p->vmstate);
+    }
     if (p->ioc) {
-        qemu_set_fd_handler(qio_channel_packet_get_fd(p->ioc),
-                            NULL, NULL, NULL);
+        filter_packet_watch(p, false);
         migration_remove_notifier(&p->migration);
         packet_queue_clear(&p->held);
         timer_free(p->timer);
         object_unref(OBJECT(p->ioc));
         p->ioc = NULL;
     }
-    g_free(p->segment);
+    g_free(p->bufs);
     g_free(p->in_netdev);
     g_free(p->out_netdev);
+    g_free(p->packet_helper);
 }
 
 
@@ -865,6 +968,35 @@ static void filter_packet_set_out_netdev(Object *obj, const char *value,
     FilterPacket *p = filter_packet_get(obj);
 
     filter_packet_set_netdev(p, &p->out_netdev, value, errp);
+}
+
+static char *filter_packet_get_helper(Object *obj, Error **errp)
+{
+    return g_strdup(filter_packet_get(obj)->packet_helper);
+}
+
+static void filter_packet_set_helper(Object *obj, const char *value,
+                                     Error **errp)
+{
+    FilterPacket *p = filter_packet_get(obj);
+
+    if (p->nf->netdev) {
+        error_setg(errp, "the 'packet_helper' of a filter cannot be changed");
+        return;
+    }
+    g_free(p->packet_helper);
+    p->packet_helper = g_strdup(value);
+}
+
+static char *filter_packet_get_interface(Object *obj, Error **errp)
+{
+    QIOChannelPacket *ioc = filter_packet_get(obj)->ioc;
+
+    if (!ioc) {
+        return NULL;
+    }
+    qio_channel_packet_get_link(ioc);
+    return g_strdup(qio_channel_packet_get_ifname(ioc));
 }
 
 static void filter_packet_get_hold_limit(Object *obj, Visitor *v,
@@ -923,6 +1055,11 @@ void filter_packet_class_init(ObjectClass *oc)
     object_class_property_add_str(oc, "out_netdev",
                                   filter_packet_get_out_netdev,
                                   filter_packet_set_out_netdev);
+    object_class_property_add_str(oc, "interface", filter_packet_get_interface,
+                                  NULL);
+    object_class_property_add_str(oc, "packet_helper",
+                                  filter_packet_get_helper,
+                                  filter_packet_set_helper);
     object_class_property_add(oc, "ring_size", "size",
                               filter_packet_get_ring_size,
                               filter_packet_set_ring_size, NULL, NULL);

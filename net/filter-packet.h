@@ -25,8 +25,8 @@ typedef enum FilterPacketState {
 
 /*
  * FilterPacket: the part of a redirector's state behind in_netdev, out_netdev,
- * ring_size and hold_limit.  All of its functions are for the main loop's
- * thread, or any other that holds the BQL.
+ * packet_helper, ring_size and hold_limit.  All of its functions are for the
+ * main loop's thread, or any other that holds the BQL.
  */
 struct FilterPacket {
     NetFilterState *nf;
@@ -35,6 +35,7 @@ struct FilterPacket {
 
     char *in_netdev;
     char *out_netdev;
+    char *packet_helper;        /* path */
     uint64_t ring_size;         /* bytes */
     uint64_t hold_limit;        /* bytes */
 
@@ -48,16 +49,20 @@ struct FilterPacket {
     QIOChannelPacket *ioc;      /* NULL: neither in_netdev nor out_netdev */
     bool active;
     bool gone;                  /* the interface */
+    bool watching;              /* a capture's socket, in the main loop */
     QEMUTimer *timer;           /* go on with what there is to do */
-    uint8_t *segment;           /* two frames */
+    uint8_t *bufs;              /* for two frames */
 
     FilterPacketState state;    /* of a capture */
     int64_t drain_until;        /* give up waiting for the ring, in us */
     NotifierWithReturn migration;
 
     PacketQueue held;           /* to be injected, or given back */
+    bool holds;                 /* something, as the trace has it */
     bool not_read;              /* indev has to wait */
     bool incoming;              /* the VM has not run yet, but elsewhere */
+    VMChangeStateEntry *vmstate;
+    uint64_t flooded;           /* frames that both hosts got: not taken */
     bool announce;              /* once nothing is held */
     int64_t announce_until;     /* or by then, in us */
     uint64_t received;          /* bytes from indev */
@@ -75,8 +80,9 @@ struct FilterPacket {
  * filter_packet_class_init:
  * @oc: class of a filter that has a FilterPacket
  *
- * Add the properties in_netdev, out_netdev, ring_size and hold_limit.  The
- * filter's file defines filter_packet_get().
+ * Add the properties in_netdev, out_netdev, packet_helper, ring_size and
+ * hold_limit, and interface, which can only be read.  The filter's file
+ * defines filter_packet_get().
  */
 void filter_packet_class_init(ObjectClass *oc);
 
@@ -109,6 +115,14 @@ void filter_packet_init(FilterPacket *p, NetFilterState *nf,
  */
 bool filter_packet_check(FilterPacket *p, const char *indev,
                          const char *outdev, Error **errp);
+
+/**
+ * filter_packet_needs_chain:
+ * @p: a FilterPacket that has been checked
+ *
+ * Returns: whether packets of the chain come or go, as far as the options tell
+ */
+bool filter_packet_needs_chain(FilterPacket *p);
 
 /**
  * filter_packet_setup:
@@ -259,6 +273,11 @@ static inline bool filter_packet_check(FilterPacket *p, const char *indev,
                    "and 'outdev'");
         return false;
     }
+    return true;
+}
+
+static inline bool filter_packet_needs_chain(FilterPacket *p)
+{
     return true;
 }
 

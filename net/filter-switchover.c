@@ -24,12 +24,19 @@
  *                                  a copy of each: the migration may fail yet
  *   ... and they cannot be         leave them in the queue
  *       given back
- *   migration is complete          drop the copies once the peer has all; send
- *                                  what is in the queue, and what still comes
+ *   VM's state is saved            before its last bytes are sent: catch up
+ *   migration is complete          before anybody is told so: catch up.  Drop
+ *                                  the copies once the peer has all; send what
+ *                                  still comes
  *   VM runs again                  give the copies back: inject them on the
  *                                  netdev's interface, before vhost starts; do
  *                                  not send what has not been sent
  *   VM stops for another reason    leave them in the queue
+ *
+ * To catch up is to send what is in the queue at once.  The main loop does the
+ * same as soon as it runs, but the destination does not wait for it: it would
+ * start its VM, and let the network know, before it has these frames.  And
+ * whoever hears that the migration is complete may kill this process.
  *
  * To leave frames in the queue is to switch off QEMU's reading of it.  That is
  * also what happens when the copies reach hold_limit, and after the migration
@@ -41,10 +48,12 @@
 #include "qemu/osdep.h"
 #include "net/filter-switchover.h"
 #include "net/filter-packet.h"
+#include "net/link-stats.h"
 #include "net/net.h"
 #include "qemu/iov.h"
 #include "qemu/units.h"
 #include "trace.h"
+#include <net/if.h>
 
 /*
  * In front of each device, whose priority is its depth in the device tree:
@@ -54,6 +63,9 @@
 
 /* Bytes over hold_limit that are taken, to keep the order, for a moment */
 #define SWITCHOVER_REST (64 * MiB)
+
+/* Frames that are taken in one go, at most: ten times the usual queue */
+#define SWITCHOVER_CATCH_UP 10000
 
 static FilterSwitchoverState filter_switchover_next(FilterSwitchover *sw)
 {
@@ -83,11 +95,18 @@ static void filter_switchover_read(FilterSwitchover *sw, bool enable)
 /* Enter the state that is right now; shall QEMU read the netdev's queue? */
 static bool filter_switchover_wants_more(FilterSwitchover *sw)
 {
+    static const char *const names[] = {
+        [FILTER_SWITCHOVER_OFF] = "off",
+        [FILTER_SWITCHOVER_LEAVE] = "leave",
+        [FILTER_SWITCHOVER_COPY] = "copy",
+        [FILTER_SWITCHOVER_MOVE] = "move",
+    };
     FilterPacket *p = sw->packet;
     FilterSwitchoverState state = filter_switchover_next(sw);
 
     if (state != sw->state) {
-        trace_filter_switchover_state(filter_packet_id(p), state, sw->taken,
+        trace_filter_switchover_state(filter_packet_id(p), names[state],
+                                      sw->taken, p->held.packets,
                                       p->held.bytes);
         if (sw->state < FILTER_SWITCHOVER_COPY &&
             state >= FILTER_SWITCHOVER_COPY) {
@@ -128,22 +147,61 @@ static void filter_switchover_update(void *opaque)
     }
 }
 
+/* Take some frames from the queue at once; false if there is none */
+static bool filter_switchover_read_now(FilterSwitchover *sw)
+{
+    NetClientState *netdev = sw->nf->netdev;
+    uint64_t taken = sw->taken;
+
+    if (netdev->info->read_now) {
+        netdev->info->read_now(netdev);
+    }
+    return sw->taken > taken;
+}
+
+/*
+ * Do what the main loop would do, had it the time: while the VM's state is
+ * saved it has none, and the destination does not wait for it.
+ */
+static void filter_switchover_catch_up(FilterSwitchover *sw)
+{
+    uint64_t last = sw->taken + SWITCHOVER_CATCH_UP;
+
+    filter_switchover_update(sw);
+    do {
+        filter_writer_flush(sw->writer);
+    } while (sw->state >= FILTER_SWITCHOVER_COPY && sw->reading &&
+             sw->taken < last && filter_switchover_read_now(sw));
+}
+
 /* What is still in the queue goes behind the copies, not before them */
 static void filter_switchover_read_rest(FilterSwitchover *sw)
 {
-    NetClientState *netdev = sw->nf->netdev;
-    uint64_t taken;
+    FilterPacket *p = sw->packet;
 
-    if (!sw->packet->held.bytes || !netdev->info->read_now) {
-        return;
-    }
     sw->resuming = true;
-    do {
-        taken = sw->taken;
-        netdev->info->read_now(netdev);
-    } while (sw->taken > taken &&
-             sw->packet->held.bytes < sw->packet->hold_limit + SWITCHOVER_REST);
+    while (p->held.bytes && p->held.bytes < p->hold_limit + SWITCHOVER_REST &&
+           filter_switchover_read_now(sw)) {
+        /* The frames are with the copies */
+    }
     sw->resuming = false;
+}
+
+/* The kernel counts the frames that find the queue full */
+static void filter_switchover_look_at_queue(FilterSwitchover *sw)
+{
+    uint64_t dropped;
+
+    if (sw->active && sw->ifindex &&
+        net_link_tx_dropped(sw->ifindex, &dropped)) {
+        if (sw->stopped && sw->queue_drops != UINT64_MAX) {
+            filter_count_drop(sw->nf, &sw->dropped_queue,
+                              dropped - sw->queue_drops,
+                              "the queue of the netdev's host interface is "
+                              "full, or it is down");
+        }
+        sw->queue_drops = dropped;
+    }
 }
 
 static void filter_switchover_vm_change_state(void *opaque, bool running,
@@ -154,16 +212,20 @@ static void filter_switchover_vm_change_state(void *opaque, bool running,
     if (running) {
         if (sw->stopped) {
             filter_switchover_read_rest(sw);
+            filter_switchover_look_at_queue(sw);
+            /* If it was, that migration is over, and the next may be cpr's */
+            sw->migrating = sw->migrating && !sw->done;
             sw->stopped = false;
             sw->state = FILTER_SWITCHOVER_OFF;
             trace_filter_switchover_give_back(filter_packet_id(sw->packet),
+                                              sw->packet->held.packets,
                                               sw->packet->held.bytes);
             filter_packet_give_back(sw->packet);
             filter_writer_discard(sw->writer, !sw->packet->ioc);
             filter_switchover_read(sw, true);
         }
-        sw->done = false;
     } else {
+        filter_switchover_look_at_queue(sw);
         sw->stopped = true;
         filter_packet_give_back_later(sw->packet);
         /* Whatever the devices have left it at */
@@ -176,17 +238,26 @@ static int filter_switchover_migration(NotifierWithReturn *notifier,
 {
     FilterSwitchover *sw = container_of(notifier, FilterSwitchover, migration);
 
-    if (event->type == MIG_EVENT_PRECOPY_SETUP) {
+    switch (event->type) {
+    case MIG_EVENT_PRECOPY_SETUP:
+        trace_filter_switchover_armed(filter_packet_id(sw->packet));
         sw->migrating = true;
         sw->done = false;
-    } else if (event->type == MIG_EVENT_PRECOPY_FAILED) {
+        return 0;
+    case MIG_EVENT_PRECOPY_FAILED:
         sw->migrating = false;
-    } else {
+        filter_switchover_update(sw);
+        return 0;
+    case MIG_EVENT_PRECOPY_SAVED:
+        break;
+    default:
         /* After a background snapshot, the VM runs already */
         sw->done = sw->stopped;
         sw->migrating = sw->stopped;
+        filter_switchover_look_at_queue(sw);
+        break;
     }
-    filter_switchover_update(sw);
+    filter_switchover_catch_up(sw);
     return 0;
 }
 
@@ -233,8 +304,14 @@ ssize_t filter_switchover_receive_iov(FilterSwitchover *sw,
 
 void filter_switchover_setup(FilterSwitchover *sw, FilterPacket *packet)
 {
+    NetClientState *netdev = packet->nf->netdev;
+    g_autofree char *ifname = netdev->info->get_host_ifname ?
+        netdev->info->get_host_ifname(netdev, NULL) : NULL;
+
     sw->packet = packet;
     sw->nf = packet->nf;
+    sw->ifindex = ifname ? if_nametoindex(ifname) : 0;
+    sw->queue_drops = UINT64_MAX;
     sw->writer = packet->writer;
     sw->stopped = !runstate_is_live(runstate_get());
     sw->reading = true;

@@ -43,6 +43,9 @@ typedef struct FilterSwitchover {
     bool reading;               /* QEMU reads the netdev's queue */
 
     uint64_t taken;             /* frames */
+    unsigned ifindex;           /* of the host's interface; 0: not known */
+    uint64_t queue_drops;       /* the last look at it; UINT64_MAX: none yet */
+    uint64_t dropped_queue;     /* frames that the kernel had no room for */
 } FilterSwitchover;
 
 /**

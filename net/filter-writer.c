@@ -46,7 +46,7 @@
 #define FILTER_WRITER_BATCH (128 * KiB)
 
 /* Bytes to write in one turn of the main loop, at most */
-#define FILTER_WRITER_TURN (1 * MiB)
+#define FILTER_WRITER_TURN (512 * KiB)
 
 /* Bytes in the queue above which packets of the chain are dropped */
 #define FILTER_WRITER_LIMIT (4 * MiB)
@@ -103,6 +103,11 @@ static void filter_writer_update_watch(FilterWriter *w)
     } else if (!want && w->watch) {
         g_source_remove(w->watch);
         w->watch = 0;
+    }
+    if (w->waiting != (w->watch != 0)) {
+        w->waiting = !w->waiting;
+        trace_filter_writer_waiting(filter_id(w->nf), w->waiting,
+                                    w->queue.packets, w->queue.bytes);
     }
 }
 
@@ -243,7 +248,8 @@ static void filter_writer_event(void *opaque, QEMUChrEvent event)
     default:
         return;
     }
-    trace_filter_writer_event(filter_id(w->nf), w->connected, w->queue.bytes);
+    trace_filter_writer_event(filter_id(w->nf), w->connected,
+                              w->queue.packets, w->queue.bytes);
     if (w->changed) {
         w->changed(w->opaque);
     }

@@ -24,6 +24,7 @@ typedef struct FilterWriter {
     bool one_by_one;            /* messages */
     bool connected;
     guint watch;
+    bool waiting;               /* for the peer, as the trace has it */
     QEMUBH *flush_bh;
     PacketQueue queue;
 

@@ -13,6 +13,8 @@
  *             0            pos              whole      len   size
  *              consumed     whole messages    a part of one
  *
+ * The message of which pos has left a part begins at begin.
+ *
  * A message that has no room in the rest of a chunk begins a new one; so the
  * whole messages of a chunk can be handed out in one piece.
  */
@@ -28,6 +30,7 @@
 
 struct PacketQueueChunk {
     QSIMPLEQ_ENTRY(PacketQueueChunk) next;
+    size_t begin;
     size_t pos;
     size_t whole;
     size_t len;
@@ -45,6 +48,16 @@ static size_t message_head(PacketQueue *q)
 static size_t message_len(PacketQueue *q, const uint8_t *buf)
 {
     return message_head(q) + (uint32_t)ldl_be_p(buf);
+}
+
+static void count_message(PacketQueue *q, NetFilterTraffic *traffic,
+                          const uint8_t *buf)
+{
+    size_t len = message_len(q, buf) - message_head(q);
+    size_t hdr_len = q->vnet_hdr ? (uint32_t)ldl_be_p(buf + 4) : 0;
+
+    traffic->packets++;
+    traffic->bytes += len - MIN(len, hdr_len);
 }
 
 void packet_queue_init(PacketQueue *q, bool vnet_hdr)
@@ -72,7 +85,7 @@ static PacketQueueChunk *packet_queue_add_chunk(PacketQueue *q)
     PacketQueueChunk *chunk = q->spare ?: g_malloc(CHUNK_SIZE);
 
     q->spare = NULL;
-    chunk->pos = chunk->whole = chunk->len = 0;
+    chunk->begin = chunk->pos = chunk->whole = chunk->len = 0;
     if (last) {
         chunk->len = last->len - last->whole;
         memcpy(chunk->data, last->data + last->whole, chunk->len);
@@ -116,9 +129,11 @@ void packet_queue_put(PacketQueue *q, const void *hdr, size_t hdr_len,
     }
     iov_to_buf(iov, iovcnt, offset, pos, packet_len);
 
+    count_message(q, &q->in, chunk->data + chunk->len);
     chunk->len += len;
     chunk->whole = chunk->len;
     q->bytes += len;
+    q->packets++;
 }
 
 /*
@@ -152,7 +167,9 @@ static uint32_t packet_queue_put_part(PacketQueue *q, const uint8_t **buf,
             return payload;
         }
         if (part == message_head(q) + payload) {
+            count_message(q, &q->in, chunk->data + chunk->whole);
             chunk->whole = chunk->len;
+            q->packets++;
         }
     }
     return 0;
@@ -197,6 +214,14 @@ size_t packet_queue_whole(PacketQueue *q, const uint8_t *buf, size_t len)
     return pos;
 }
 
+void packet_queue_pass(PacketQueue *q, const uint8_t *buf, size_t len)
+{
+    for (size_t pos = 0; pos < len; pos += message_len(q, buf + pos)) {
+        count_message(q, &q->in, buf + pos);
+        count_message(q, &q->out, buf + pos);
+    }
+}
+
 void packet_queue_truncate(PacketQueue *q)
 {
     PacketQueueChunk *last = QSIMPLEQ_LAST(&q->chunks, PacketQueueChunk, next);
@@ -222,11 +247,21 @@ void packet_queue_consume(PacketQueue *q, size_t len)
     assert(len <= chunk->whole - chunk->pos);
     chunk->pos += len;
     q->bytes -= len;
+    while (chunk->begin < chunk->pos) {
+        const uint8_t *buf = chunk->data + chunk->begin;
+
+        if (chunk->begin + message_len(q, buf) > chunk->pos) {
+            break;
+        }
+        count_message(q, &q->out, buf);
+        chunk->begin += message_len(q, buf);
+        q->packets--;
+    }
     if (chunk->pos == chunk->len) {
         if (QSIMPLEQ_NEXT(chunk, next)) {
             packet_queue_remove_first(q);
         } else {
-            chunk->pos = chunk->whole = chunk->len = 0;
+            chunk->begin = chunk->pos = chunk->whole = chunk->len = 0;
         }
     }
 }
@@ -234,37 +269,23 @@ void packet_queue_consume(PacketQueue *q, size_t len)
 void packet_queue_rewind(PacketQueue *q)
 {
     PacketQueueChunk *chunk = QSIMPLEQ_FIRST(&q->chunks);
-    size_t start = 0;
-    size_t end = 0;
 
-    if (!chunk) {
-        return;
-    }
-    while (end < chunk->pos) {
-        start = end;
-        end += message_len(q, chunk->data + start);
-    }
-    if (end > chunk->pos) {
-        q->bytes += chunk->pos - start;
-        chunk->pos = start;
+    if (chunk) {
+        q->bytes += chunk->pos - chunk->begin;
+        chunk->pos = chunk->begin;
     }
 }
 
 uint64_t packet_queue_clear(PacketQueue *q)
 {
-    PacketQueueChunk *chunk;
-    uint64_t n = 0;
+    uint64_t n = q->packets;
 
-    packet_queue_rewind(q);
-    while ((chunk = QSIMPLEQ_FIRST(&q->chunks))) {
-        while (chunk->pos < chunk->whole) {
-            chunk->pos += message_len(q, chunk->data + chunk->pos);
-            n++;
-        }
+    while (!QSIMPLEQ_EMPTY(&q->chunks)) {
         packet_queue_remove_first(q);
     }
     g_clear_pointer(&q->spare, g_free);
     q->bytes = 0;
+    q->packets = 0;
     return n;
 }
 
@@ -285,16 +306,14 @@ void packet_queue_foreach(PacketQueue *q,
 
 uint64_t packet_queue_drop(PacketQueue *q)
 {
-    uint64_t n = 0;
-    uint8_t *buf;
+    NetFilterTraffic out = q->out;
+    uint64_t n = q->packets;
     size_t len;
 
-    while ((buf = packet_queue_peek(q, &len))) {
-        for (size_t pos = 0; pos < len; n++) {
-            pos += message_len(q, buf + pos);
-        }
+    while (packet_queue_peek(q, &len)) {
         packet_queue_consume(q, len);
     }
+    q->out = out;
     return n;
 }
 
@@ -321,5 +340,6 @@ uint64_t packet_queue_discard(PacketQueue *q)
     chunk->pos = pos;
     chunk->whole = chunk->len = len;
     q->bytes = len - pos;
+    q->packets = 1;
     return n - 1;
 }

@@ -7,6 +7,7 @@
 #ifndef NET_PACKET_QUEUE_H
 #define NET_PACKET_QUEUE_H
 
+#include "qapi/qapi-types-net-filter.h"
 #include "qemu/queue.h"
 
 typedef struct PacketQueueChunk PacketQueueChunk;
@@ -24,6 +25,9 @@ typedef struct PacketQueue {
     PacketQueueChunk *spare;
     bool vnet_hdr;              /* messages carry a vnet header */
     size_t bytes;               /* in the queue, not consumed */
+    uint64_t packets;           /* whole messages in the queue */
+    NetFilterTraffic in;        /* whole messages that came */
+    NetFilterTraffic out;       /* those that were consumed, and not dropped */
 } PacketQueue;
 
 /**
@@ -123,6 +127,16 @@ uint32_t packet_queue_complete(PacketQueue *q, const uint8_t **buf,
  * Returns: how many of these bytes are whole messages
  */
 size_t packet_queue_whole(PacketQueue *q, const uint8_t *buf, size_t len);
+
+/**
+ * packet_queue_pass:
+ * @q: the queue, which is empty
+ * @buf: whole messages that the destination took without the queue
+ * @len: bytes at @buf
+ *
+ * Count them as if they had come and been consumed.
+ */
+void packet_queue_pass(PacketQueue *q, const uint8_t *buf, size_t len);
 
 /**
  * packet_queue_truncate:

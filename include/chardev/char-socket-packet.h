@@ -8,19 +8,8 @@
 #define CHAR_SOCKET_PACKET_H
 
 #include "chardev/char-socket.h"
+#include "io/channel-packet.h"
 #include "qapi/qapi-types-char.h"
-
-/* Bytes that a frontend gets at once, if it can take them: many frames */
-#define TCP_CHR_READ_BUF_LEN (64 * 1024)
-
-/**
- * qemu_chr_socket_read_now:
- * @chr: a chardev
- *
- * If it is a socket, give its frontend what has arrived, up to
- * TCP_CHR_READ_BUF_LEN bytes, without waiting for the main loop's next turn.
- */
-void qemu_chr_socket_read_now(Chardev *chr);
 
 #ifdef CONFIG_AF_PACKET
 
@@ -73,6 +62,24 @@ int tcp_chr_packet_connect(SocketChardev *s, QIOChannelSocket *sioc,
  */
 QIOChannelSocket *tcp_chr_packet_new_fd(SocketChardev *s, int fd);
 
+/**
+ * tcp_chr_packet_filename:
+ * @s: the chardev, connected
+ *
+ * Returns: what query-chardev shows of @s, to be freed by the caller; NULL if
+ * it does not carry frames
+ */
+char *tcp_chr_packet_filename(SocketChardev *s);
+
+/**
+ * qemu_chr_packet_channel:
+ * @chr: a chardev
+ *
+ * Returns: its channel of frames, which is the chardev's; NULL if it does not
+ * carry frames, or is not connected
+ */
+QIOChannelPacket *qemu_chr_packet_channel(Chardev *chr);
+
 #else /* !CONFIG_AF_PACKET */
 
 static inline bool tcp_chr_packet_parse(QemuOpts *opts, ChardevSocket *sock,
@@ -96,6 +103,11 @@ static inline int tcp_chr_packet_connect(SocketChardev *s,
 static inline QIOChannelSocket *tcp_chr_packet_new_fd(SocketChardev *s, int fd)
 {
     return qio_channel_socket_new_fd(fd, NULL);
+}
+
+static inline char *tcp_chr_packet_filename(SocketChardev *s)
+{
+    return NULL;
 }
 
 #endif /* !CONFIG_AF_PACKET */

@@ -115,6 +115,14 @@ qio_channel_packet_new_ifname(const char *ifname, QIOChannelPacketMode mode,
                               Error **errp);
 
 /**
+ * qio_channel_packet_may_open:
+ *
+ * Returns: false if qio_channel_packet_new_ifname() would fail because
+ * CAP_NET_RAW is missing
+ */
+bool qio_channel_packet_may_open(void);
+
+/**
  * qio_channel_packet_new_fd:
  * @fd: an AF_PACKET socket of type SOCK_RAW, bound to an interface
  * @mode: whether to capture or to inject
@@ -254,9 +262,33 @@ int qio_channel_packet_get_fd(QIOChannelPacket *ioc);
  * qio_channel_packet_get_ifname:
  * @ioc: the channel
  *
- * Returns: the interface's name when the channel was made
+ * Returns: the interface's name when the channel was made, or when it was
+ * looked at later; the channel's, and valid until it is looked at again
  */
 const char *qio_channel_packet_get_ifname(QIOChannelPacket *ioc);
+
+/**
+ * QIOChannelPacketLink:
+ * @QIO_CHANNEL_PACKET_LINK_UP: the interface can be used
+ * @QIO_CHANNEL_PACKET_LINK_DOWN: it is there, but has not been brought up
+ * @QIO_CHANNEL_PACKET_LINK_GONE: it was deleted, or moved to another network
+ *     namespace, and the channel is of no more use
+ */
+typedef enum QIOChannelPacketLink {
+    QIO_CHANNEL_PACKET_LINK_UP,
+    QIO_CHANNEL_PACKET_LINK_DOWN,
+    QIO_CHANNEL_PACKET_LINK_GONE,
+} QIOChannelPacketLink;
+
+/**
+ * qio_channel_packet_get_link:
+ * @ioc: the channel
+ *
+ * Look at the interface: at its name, too, which may have changed.
+ *
+ * Returns: its state
+ */
+QIOChannelPacketLink qio_channel_packet_get_link(QIOChannelPacket *ioc);
 
 /**
  * qio_channel_packet_get_stats:

@@ -60,6 +60,30 @@ bool qio_packet_gso_init(QIOPacketGso *gso, const struct virtio_net_hdr *hdr,
                          const char **reason);
 
 /**
+ * qio_packet_gso_matches:
+ * @hdr: what the host says of @frame, in host byte order
+ * @frame: a GSO frame from its destination MAC address on, VLAN tags in place
+ * @len: bytes at @frame
+ *
+ * AF_PACKET has no name for a packet in a UDP tunnel: Linux 6.18 describes the
+ * inner packet, and does not say so.
+ *
+ * Returns: false if what is to be cut is not the outer packet of @frame
+ */
+bool qio_packet_gso_matches(const struct virtio_net_hdr *hdr,
+                            const uint8_t *frame, size_t len);
+
+/**
+ * qio_packet_gso_limit:
+ * @gso: as qio_packet_gso_init() has left it when it returned true
+ * @max_len: most bytes that a segment should have
+ *
+ * Make TCP's segments shorter than the sender meant them to be, if they are
+ * too long: its stream may be cut anywhere.  UDP's datagrams stay as they are.
+ */
+void qio_packet_gso_limit(QIOPacketGso *gso, size_t max_len);
+
+/**
  * qio_packet_gso_next:
  * @gso: as qio_packet_gso_init() has left it when it returned true
  * @out: room for @gso->max_len bytes, outside the frame

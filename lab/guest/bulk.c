@@ -1,17 +1,27 @@
 /*
  * bulk - one end of a TCP connection that carries as much as it may
  *
- *   bulk sink PORT              take connections, one after the other, and
- *                               throw away what comes; runs in the guest
- *   bulk send HOST PORT MBIT    send at MBIT Mbit/s until SIGTERM; runs in the
- *                               client
+ *   bulk sink PORT                  take connections, one after the other;
+ *                                   runs in the guest
+ *   bulk send HOST PORT MBIT [MB]   send at MBIT Mbit/s until SIGTERM, or MB
+ *                                   million bytes; runs in the client
+ *
+ * Without MB all bytes are zeros, which the sink throws away.  With MB the first
+ * one is not zero, the others are pseudo-random, and the sink answers the end of
+ * the stream with the SHA-256 of all of them.
  *
  * The sender looks every millisecond at what the peer has acknowledged
  * (TCP_INFO).  Each time without progress of 5 ms or more makes a line
  *
  *   stall BEGIN LENGTH          CLOCK_MONOTONIC, in ns
  *
- * and at the end, also one for a stall that has not ended:
+ * and at the end, also one for a stall that has not ended.  With MB:
+ *
+ *   time BEGIN END              connected; all is acknowledged
+ *   sent DIGEST                 hexadecimal
+ *   received DIGEST             what the sink says
+ *
+ * and in any case the last line is
  *
  *   total ACKED RETRANSMITTED   bytes, segments
  *
@@ -22,6 +32,7 @@
 #include <errno.h>
 #include <linux/tcp.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,9 +40,21 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#include "sha256.h"
 
 #define SECOND  1000000000ull
 #define STALL   (5 * SECOND / 1000)
+#define ROUND   8                       /* writes before looking at the clock */
+
+/* What is sent: @buf from @begin to @end, and then more */
+struct source {
+    bool random;
+    uint64_t left;                      /* bytes that are not in @buf yet */
+    uint64_t state;                     /* of the generator, never 0 */
+    struct sha256 sha;                  /* of all that was in @buf */
+    size_t begin, end;
+    uint64_t buf[8192];
+};
 
 static volatile sig_atomic_t ended;
 
@@ -54,9 +77,40 @@ static int fail(const char *step)
     return 1;
 }
 
-static int sink(int fd, struct sockaddr_in *address)
+static void hex(struct sha256 *sha, char text[2 * SHA256_LEN + 1])
+{
+    uint8_t digest[SHA256_LEN];
+
+    sha256_end(sha, digest);
+    for (int i = 0; i < SHA256_LEN; i++) {
+        sprintf(text + 2 * i, "%02x", digest[i]);
+    }
+}
+
+static void take(int peer)
 {
     static char buf[65536];
+    char text[2 * SHA256_LEN + 1];
+    struct sha256 sha;
+    ssize_t len = read(peer, buf, sizeof(buf));
+    bool answer = len > 0 && buf[0];
+
+    sha256_init(&sha);
+    while (len > 0) {
+        if (answer) {
+            sha256_add(&sha, buf, len);
+        }
+        len = read(peer, buf, sizeof(buf));
+    }
+    if (answer && len == 0) {
+        hex(&sha, text);
+        send(peer, text, strlen(text), MSG_NOSIGNAL);
+    }
+    close(peer);
+}
+
+static int sink(int fd, struct sockaddr_in *address)
+{
     int one = 1;
 
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
@@ -69,11 +123,60 @@ static int sink(int fd, struct sockaddr_in *address)
         if (peer < 0) {
             return fail("accept");
         }
-        while (read(peer, buf, sizeof(buf)) > 0) {
-            continue;
-        }
-        close(peer);
+        take(peer);
     }
+}
+
+static void source_init(struct source *s, uint64_t mb)
+{
+    s->random = mb;
+    s->left = mb ? mb * 1000000 : UINT64_MAX;
+    s->state = now_ns() | 1;
+    sha256_init(&s->sha);
+}
+
+/* Have something in the buffer, unless there is nothing left */
+static void source_fill(struct source *s)
+{
+    if (s->begin < s->end) {
+        return;
+    }
+    s->begin = 0;
+    s->end = s->left < sizeof(s->buf) ? s->left : sizeof(s->buf);
+    s->left -= s->end;
+    if (!s->random) {
+        return;
+    }
+    for (size_t i = 0; i < s->end; i += sizeof(s->buf[0])) {
+        s->state ^= s->state << 13;
+        s->state ^= s->state >> 7;
+        s->state ^= s->state << 17;
+        s->buf[i / sizeof(s->buf[0])] = s->state;
+    }
+    if (!s->sha.len) {
+        *(uint8_t *)s->buf |= 1;
+    }
+    sha256_add(&s->sha, s->buf, s->end);
+}
+
+/* Send what the socket takes now, if not too much; false: an error */
+static bool send_some(int fd, struct source *s)
+{
+    for (int i = 0; i < ROUND; i++) {
+        ssize_t len;
+
+        source_fill(s);
+        if (s->begin == s->end) {
+            break;
+        }
+        len = send(fd, (char *)s->buf + s->begin, s->end - s->begin,
+                   MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (len < 0) {
+            return errno == EAGAIN;
+        }
+        s->begin += len;
+    }
+    return true;
 }
 
 static struct tcp_info tcp_info(int fd)
@@ -93,23 +196,39 @@ static void report(uint64_t since, uint64_t now)
     }
 }
 
-static int send_bulk(int fd, struct sockaddr_in *address, unsigned mbit)
+/* The end of a stream of known length.  0, or 1 for an error. */
+static int finish(int fd, struct source *s, uint64_t begin, uint64_t now)
 {
-    static char buf[65536];
+    char sent[2 * SHA256_LEN + 1], received[2 * SHA256_LEN + 1] = "";
+
+    shutdown(fd, SHUT_WR);
+    if (recv(fd, received, sizeof(received) - 1, MSG_WAITALL) !=
+        sizeof(received) - 1) {
+        return fail("the sink's answer");
+    }
+    hex(&s->sha, sent);
+    printf("time %llu %llu\nsent %s\nreceived %s\n", (unsigned long long)begin,
+           (unsigned long long)now, sent, received);
+    return 0;
+}
+
+static int send_bulk(int fd, struct sockaddr_in *address, unsigned mbit,
+                     unsigned mb)
+{
+    static struct source s;
     unsigned rate = mbit * 125000;      /* bytes/s */
-    uint64_t acked = 0, since, now;
+    uint64_t acked = 0, begin, since, now;
     struct tcp_info info;
 
     setsockopt(fd, SOL_SOCKET, SO_MAX_PACING_RATE, &rate, sizeof(rate));
     if (connect(fd, (void *)address, sizeof(*address)) < 0) {
         return fail("connect");
     }
+    source_init(&s, mb);
     signal(SIGTERM, end);
-    since = now_ns();
-    while (!ended) {
-        ssize_t len = send(fd, buf, sizeof(buf), MSG_DONTWAIT | MSG_NOSIGNAL);
-
-        if (len < 0 && errno != EAGAIN) {
+    begin = since = now = now_ns();
+    while (!ended && !(mb && acked >= mb * 1000000ull)) {
+        if (!send_some(fd, &s)) {
             return fail("send");
         }
         nanosleep(&(struct timespec) { .tv_nsec = SECOND / 1000 }, NULL);
@@ -122,6 +241,9 @@ static int send_bulk(int fd, struct sockaddr_in *address, unsigned mbit)
         }
     }
     report(since, now_ns());
+    if (mb && finish(fd, &s, begin, now)) {
+        return 1;
+    }
     info = tcp_info(fd);
     printf("total %llu %u\n", (unsigned long long)info.tcpi_bytes_acked,
            info.tcpi_total_retrans);
@@ -137,11 +259,13 @@ int main(int argc, char **argv)
         address.sin_port = htons(atoi(argv[2]));
         return sink(fd, &address);
     }
-    if (argc == 5 && !strcmp(argv[1], "send") &&
+    if ((argc == 5 || argc == 6) && !strcmp(argv[1], "send") &&
         inet_pton(AF_INET, argv[2], &address.sin_addr)) {
         address.sin_port = htons(atoi(argv[3]));
-        return send_bulk(fd, &address, atoi(argv[4]));
+        return send_bulk(fd, &address, atoi(argv[4]),
+                         argc == 6 ? atoi(argv[5]) : 0);
     }
-    fprintf(stderr, "usage: bulk sink PORT | bulk send HOST PORT MBIT\n");
+    fprintf(stderr,
+            "usage: bulk sink PORT | bulk send HOST PORT MBIT [MB]\n");
     return 2;
 }

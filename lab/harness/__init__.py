@@ -8,9 +8,14 @@
     count.py      records -> lost, duplicated, reordered, outage; no I/O
     migrate.py    one run: set up, migrate, count -> a result (dict)
     pingpong.py   many migrations of one guest, to and fro
+    tcp.py        a TCP transfer across a migration, compared
+    tls.py        TLS for the connection of the filters
+    exact.py      real traffic through captures and injections, compared
+    traffic.py    that traffic, mixed from a seed
     vm.py         a VM with vhost-net, in which all of this can run
     matrix.py     the cells of the migration matrix
     report.py     results -> promises, table and picture
+    transcript.py the transcripts in the manual, typed again
     cli.py        what the commands share
     selftest.py   checks of the lab's own parts
 

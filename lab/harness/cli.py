@@ -22,6 +22,8 @@ HELP = {
     'copy': ' or '.join(COPIES),
     'ending': 'how the migration ends: ' + ', '.join(ENDINGS),
     'tcp': 'Mbit/s of a bulk TCP transfer to the guest',
+    'tcp_mb': 'its length in MB, all of which is compared; 0: no end',
+    'tls': "TLS for the filters' connection",
     'return_path': 'capability return-path, which libvirt sets',
     'multifd': 'capability multifd',
     'privileged': "give the source's filter in_netdev",

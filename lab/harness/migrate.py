@@ -30,7 +30,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import InvalidRun, LabError, count, products
+from . import InvalidRun, LabError, count, products, tls
 from .peer import Peer
 from .qmp import QMP
 from .system import (CLIENT_ADDRESS, CLIENT_MAC, GUEST_ADDRESS, GUEST_MAC,
@@ -46,6 +46,7 @@ FAST = 750 if os.environ.get('LAB_IN_VM') else 4000
 IN_THE_GAP = 50             # packets to the guest while the VM is stopped
 BOOTED = ('booted', 'booted.stamp')
 PORT = 7000
+TCP_PATIENCE = 60           # seconds more than a TCP transfer should take
 
 
 def incoming(host):
@@ -86,6 +87,8 @@ class Conditions:
     copy: str = 'precopy'       # one of COPIES
     ending: str = 'source-kept'     # one of ENDINGS
     tcp: int = 0                # Mbit/s of a bulk TCP transfer to the guest
+    tcp_mb: int = 0             # its length in millions of bytes; 0: no end
+    tls: bool = False           # for the filters' connection
     return_path: bool = True    # the migration capability, as libvirt sets it
     multifd: bool = False       # another one
     privileged: bool = True     # else the source's filter has no in_netdev
@@ -101,21 +104,25 @@ class Conditions:
                 f'{"multifd, " if self.multifd else ""}'
                 f'{"" if self.privileged else "without in_netdev, "}'
                 f'vhost={"on" if self.vhost else "off"}, '
-                + (f'TCP to the guest at {self.tcp} Mbit/s, ' if self.tcp
-                   else '') +
+                + (f'TCP to the guest at {self.tcp} Mbit/s'
+                   + (f' ({self.tcp_mb} MB)' if self.tcp_mb else '') + ', '
+                   if self.tcp else '')
+                + ('filters connected by TLS, ' if self.tls else '') +
                 f'TAP txqueuelen {self.txqueuelen}, '
                 f'accel {self.accel.split(",")[0]}')
 
 
+def kernel_arguments(accel='tcg'):
+    text = (f'console=ttyS0 quiet panic=-1 reboot=t mitigations=off '
+            f'net.ifnames=0 ipv6.disable=1 lab.address={GUEST_ADDRESS} '
+            f'lab.peer={CLIENT_ADDRESS} lab.peer_mac={CLIENT_MAC} '
+            f'lab.port={PORT}')
+    # TCG's TSC runs at a constant rate; other clocks are far too slow to read
+    # in a VM in a VM
+    return text + ' tsc=reliable' if accel.startswith('tcg') else text
+
+
 def qemu_argv(c, qmp, log, extra):
-    append = (f'console=ttyS0 quiet panic=-1 reboot=t mitigations=off '
-              f'net.ifnames=0 ipv6.disable=1 lab.address={GUEST_ADDRESS} '
-              f'lab.peer={CLIENT_ADDRESS} lab.peer_mac={CLIENT_MAC} '
-              f'lab.port={PORT}')
-    if c.accel.startswith('tcg'):
-        # TCG's TSC runs at a constant rate; other clocks are far too slow to
-        # read in a VM in a VM
-        append += ' tsc=reliable'
     netdev = 'tap,id=n0,ifname=tap0,script=no,downscript=no,vhost='
     netdev += 'on,vhostforce=on' if c.vhost else 'off'
     made = products.directory().resolve()
@@ -127,7 +134,7 @@ def qemu_argv(c, qmp, log, extra):
             '-m', str(c.memory),
             '-kernel', str(made / 'kernel' / 'vmlinuz'),
             '-initrd', str(made / 'initramfs'),
-            '-append', append,
+            '-append', kernel_arguments(c.accel),
             '-netdev', netdev,
             '-device', f'virtio-net-pci,id=nic0,netdev=n0,mac={GUEST_MAC},'
                        'romfile=,queue_reset=off',      # vhost has no reset
@@ -275,12 +282,22 @@ def migrate(system, source, destination, c, client):
     return stop, resume, destination, downtime
 
 
+def tap_statistic(system, host, name):
+    return int(subprocess.run(
+        ['ip', 'netns', 'exec', system.name(host), 'cat',
+         f'/sys/class/net/tap0/statistics/{name}'],
+        check=True, capture_output=True).stdout)
+
+
 def tap_drops(system, host):
     """Frames that found the TAP's queue full."""
-    path = '/sys/class/net/tap0/statistics/tx_dropped'
-    return int(subprocess.run(
-        ['ip', 'netns', 'exec', system.name(host), 'cat', path],
-        check=True, capture_output=True).stdout)
+    return tap_statistic(system, host, 'tx_dropped')
+
+
+def tap_mean_frame(system, host):
+    """Bytes per frame to the guest; above the MTU these are GSO frames."""
+    packets = tap_statistic(system, host, 'tx_packets')
+    return tap_statistic(system, host, 'tx_bytes') // max(packets, 1)
 
 
 def run(mode, conditions=None, logs=None, say=lambda line: None):
@@ -293,6 +310,8 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
     logs = Path(logs or products.directory() / 'logs').resolve()
     logs.mkdir(parents=True, exist_ok=True)
     log = lambda host: str(logs / f'{mode}-{host}')
+    secure = lambda arguments, end: tls.secure(arguments, end) if c.tls \
+        else arguments
     if c.vhost and (reason := why_not_vhost()):
         raise LabError(reason)
     made = products.build(say).resolve()
@@ -304,7 +323,8 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         started = time.monotonic()
         a = start_qemu(system, 'a', c, log('a'),
                        ['-incoming', f'file:{state}',
-                        *(capture(c.privileged) if mode == 'ours' else ())])
+                        *(secure(capture(c.privileged), 'server')
+                          if mode == 'ours' else ())])
         control = system.udp_socket('client')
         guest = Peer(f'guest (see {log("*")}.console)', control,
                      GUEST_ADDRESS, PORT, system.check)
@@ -318,17 +338,23 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
                      log('client') + '.log')
         client = Peer('client', control, CLIENT_ADDRESS, PORT, system.check)
         client.counters('status')
+        if c.tls:
+            sniffer = tls.Sniffer(system, 'a', 'mig0', 7001, log('tls'))
         if c.tcp:
             bulk = system.start('bulk', 'client', [
                 str(made / 'bulk'), 'send', GUEST_ADDRESS, str(PORT),
-                str(c.tcp)], log('bulk') + '.log')
+                str(c.tcp), *([str(c.tcp_mb)] if c.tcp_mb else [])],
+                log('bulk') + '.log')
+            if c.tcp_mb:
+                system.disown(bulk)         # it ends by itself
         if migrating:
             b = start_qemu(system, 'b', c, log('b'),
                            ['-incoming', incoming('b'),
                             # it must be set before the QEMU listens
                             *(['-global', 'migration.x-multifd=on']
                               if c.multifd else ()),
-                            *(inject() if mode == 'ours' else ())])
+                            *(secure(inject(), 'client')
+                              if mode == 'ours' else ())])
 
         number = random.randrange(1, 1 << 31)
         guest.ask(f'set {number} {CLIENT_ADDRESS} {PORT} '
@@ -346,9 +372,16 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
             target = client.counters('status')['sent']
         client.ask(f'wait sent {target + int(c.after * c.rate)}', c.after + 20)
 
-        if c.tcp:
+        if c.tcp_mb:
+            tcp = tcp_figures(bulk.result(TCP_PATIENCE + c.tcp_mb * 8 / c.tcp),
+                              stop, resume)
+            tcp['mean_frame'] = max(tap_mean_frame(system, host)
+                                    for host in ('a', 'b'))
+        elif c.tcp:
             tcp = tcp_figures(bulk.terminate(10), stop)
             system.end(bulk)
+        if c.tls:
+            sniffer.check()
         check_vhost(last, c)
 
         # The answers travel behind the last data packets, see stream.c.
@@ -370,21 +403,28 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
     return result
 
 
-def tcp_figures(text, since):
-    """From what bulk says: the longest stall that ended after SINCE (all, if
-    None), acknowledged bytes, retransmitted segments."""
-    longest = total = 0
+def tcp_figures(text, stop, resume=None):
+    """From what bulk says: the longest stall that ended after STOP (all, if
+    None), acknowledged bytes, retransmitted segments; of a transfer with an
+    end, how long it took and if what has arrived is what was sent."""
+    longest, said, figures = 0, {}, {}
     for line in text.splitlines():
-        name, a, b = line.split()
-        if name == 'stall' and int(a) + int(b) > (since or 0):
-            longest = max(longest, int(b))
-        elif name == 'total':
-            total = int(a)
-            retransmitted = int(b)
-    if not total:
+        name, *values = line.split()
+        if name == 'stall' and sum(map(int, values)) > (stop or 0):
+            longest = max(longest, int(values[1]))
+        said[name] = values
+    if 'total' not in said:
         raise LabError('the TCP transfer never began')
+    if 'time' in said:
+        begin, end = map(int, said['time'])
+        if stop and not begin < stop < resume < end:
+            raise InvalidRun('the TCP transfer was over before the migration '
+                             'was, or began after it')
+        figures = {'seconds': round((end - begin) / 1e9, 1),
+                   'intact': said['sent'] == said['received']}
+    total, retransmitted = map(int, said['total'])
     return {'stall_ms': ms(longest), 'bytes': total,
-            'retransmitted': retransmitted}
+            'retransmitted': retransmitted, **figures}
 
 
 def ms(ns):

@@ -63,7 +63,7 @@ def build(say=lambda line: None):
         say(f'fetching the guest kernel ({METAPACKAGE})')
         fetch_kernel(kernel)
 
-    inputs = sorted(SOURCES.glob('*.c')) + [Path(__file__), kernel / 'release']
+    inputs = sorted(SOURCES.glob('*.[ch]')) + [Path(__file__), kernel / 'release']
     digest = hashlib.sha256(b''.join(p.read_bytes() for p in inputs))
     stamp = out / 'stamp'
     if not (stamp.exists() and stamp.read_text() == digest.hexdigest()):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Checks of the lab's own parts: a lab that miscounts proves nothing.
 
-Unprivileged: the counting, with made-up records.  Privileged: what stream
+Unprivileged: the counting, with made-up records; and how a transcript is read.  Privileged: what stream
 accepts, with packets made here; and that nothing stays behind a killed harness.
 """
 import os
@@ -9,9 +9,11 @@ import select
 import struct
 import subprocess
 import sys
+import tempfile
 import zlib
+from pathlib import Path
 
-from . import count, products
+from . import count, products, transcript
 from .count import Record
 from .peer import Peer
 from .system import CLIENT_ADDRESS, NETNS, System, remove_stale
@@ -95,6 +97,58 @@ def test_count_guest_clock_stands_still():
         assert 0 <= error <= 0.1 * MS, f'{guest} ms: off by {error} ns'
 
 
+PAGE = """Title
+=====
+
+  .. transcript: it
+
+  .. code-block:: console
+
+     host# echo 1 \\
+     >   2
+     1 2
+
+     vm$ true
+     vm(qemu) info x
+     a
+
+     b
+
+Text
+"""
+
+
+def test_transcript_is_read_and_written():
+    with tempfile.TemporaryDirectory() as directory:
+        page = Path(directory, 'page.rst')
+        page.write_text(PAGE)
+        it = transcript.read_page(page)['it']
+        equal([(s.terminal, s.kind, s.command(), s.output, s.gap)
+               for s in it.steps],
+              [('host', '#', 'echo 1   2', ['1 2'], 1),
+               ('vm', '$', 'true', [], 0),
+               ('vm', '(qemu)', 'info x', ['a', '', 'b'], 0)])
+        transcript.rewrite(it, [s.output for s in it.steps])
+        equal(page.read_text(), PAGE)
+        transcript.rewrite(it, [['3'], [], ['c']])
+        equal(page.read_text(), PAGE.replace('1 2\n\n', '3\n\n').replace(
+            'info x\n     a\n\n     b', 'info x\n     c'))
+
+
+def test_transcript_shows_what_a_terminal_shows():
+    typed = 'i\x1b[K\x1b[Din\x1b[K\x1b[D\x1b[Dinf\x1b[K\r\n'
+    equal(transcript.screen(typed + 'a\x1b[31mb\r\n\nlong\rs\x1b[C\b\b.\n\n'),
+          ['inf', 'ab', '', '.ong'])
+
+
+def test_transcript_knows_what_is_volatile():
+    def same(a, b):
+        return transcript.same(a.split('\n'), b.split('\n'))
+    assert same('17: =\n\nx', '4: =\nx')
+    assert not same('17: =', '17: = cap_net_raw+ep')
+    assert not same('packets=3', 'packets=4')
+
+
 def packet(run, number, size=200):
     body = struct.pack('<IIIIQ', 0x4442414c, run, number, size, 12345)
     body = body.ljust(size - 4, b'x')
@@ -150,5 +204,5 @@ def wait_gone(pidfd):
 
 
 UNPRIVILEGED = [f for n, f in sorted(globals().items())
-                if n.startswith('test_count_')]
+                if n.startswith(('test_count_', 'test_transcript_'))]
 PRIVILEGED = [test_stream_sorts_packets, test_killed_harness_leaves_nothing]

@@ -12,6 +12,7 @@ SIGKILL from the kernel if the harness dies without cleaning up.
                                    |      mig0
                                    +-- b: up0 - br0 - tap0
 """
+import contextlib
 import ctypes
 import os
 import select
@@ -104,7 +105,8 @@ def remove_namespace(name):
 class Child:
     """A process that ends with us at the latest."""
 
-    def __init__(self, name, argv, log, cwd=None):
+    def __init__(self, name, argv, log, cwd=None, fds=()):
+        """@fds: of ours, that it inherits"""
         self.name, self.log = name, log
 
         def die_with_parent():
@@ -113,7 +115,7 @@ class Child:
         with open(log, 'wb') as f:
             self.process = subprocess.Popen(
                 argv, cwd=cwd, stdin=subprocess.DEVNULL, stdout=f, stderr=f,
-                preexec_fn=die_with_parent, start_new_session=True)
+                pass_fds=fds, preexec_fn=die_with_parent, start_new_session=True)
         self.pidfd = os.pidfd_open(self.process.pid)
 
     def check(self):
@@ -126,6 +128,17 @@ class Child:
 
     def wait(self, seconds):
         self.process.wait(seconds * PATIENCE)
+
+    def result(self, seconds):
+        """What it has said when it has ended by itself."""
+        try:
+            self.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise LabError(f'{self.name} has not ended after {seconds:.0f} s '
+                           f'(see {self.log})') from None
+        if self.process.returncode:
+            self.check()
+        return Path(self.log).read_text()
 
     def terminate(self, seconds):
         """Ask it to end; returns what it has said."""
@@ -231,9 +244,9 @@ class System:
         self.ip('client', 'neighbour', 'add', GUEST_ADDRESS, 'lladdr',
                 GUEST_MAC, 'dev', 'eth0', 'nud', 'permanent')
 
-    def start(self, name, namespace, argv, log):
+    def start(self, name, namespace, argv, log, fds=()):
         child = Child(name, ['ip', 'netns', 'exec', self.name(namespace)]
-                      + argv, log, cwd=self.tmp)
+                      + argv, log, cwd=self.tmp, fds=fds)
         self.children.append(child)
         return child
 
@@ -247,19 +260,32 @@ class System:
         self.children.remove(child)
         self.disowned.append(child)
 
-    def udp_socket(self, namespace):
-        """A UDP socket that lives in NAMESPACE, although we do not."""
+    @contextlib.contextmanager
+    def inside(self, namespace):
+        """Be in NAMESPACE for a moment: what is opened there stays there."""
         with open('/proc/self/ns/net') as ours, \
              open(NETNS / self.name(namespace)) as theirs:
             if libc.setns(theirs.fileno(), CLONE_NEWNET):
                 raise LabError(f'cannot enter {self.name(namespace)}: '
                                f'{os.strerror(ctypes.get_errno())}')
             try:
-                sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                yield
             finally:
                 libc.setns(ours.fileno(), CLONE_NEWNET)
+
+    def socket(self, namespace, *args):
+        """A socket that lives in NAMESPACE, although we do not."""
+        with self.inside(namespace):
+            sock = socket.socket(*args)
         self.sockets.append(sock)
         return sock
+
+    def udp_socket(self, namespace):
+        return self.socket(namespace, socket.AF_INET, socket.SOCK_DGRAM)
+
+    def pids(self, namespace):
+        return [int(pid) for pid in
+                ip('netns', 'pids', self.name(namespace)).split()]
 
     def check(self):
         for child in self.children:

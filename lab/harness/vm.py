@@ -8,8 +8,9 @@ files at each start (about a second), so that it is never out of date:
     /init           guest/vm-init; what it does is said there
     /repo           lab/, our QEMU, the tests that dev/tests names, and in
                     .qemu/lab what a run needs, with a booted guest's state
-    /usr            busybox, Python with its library, iproute2, firmware; and
-                    the shared libraries of all programs, as ldd names them
+    /usr            busybox, Python with its library, iproute2, tcpdump,
+                    firmware; and the shared libraries of all programs, as ldd
+                    names them
 
 The VM has no network.  Its console and the command's stdout are serial ports
 that come in over sockets; a raw disk brings a tar file out.  The command has a
@@ -47,7 +48,8 @@ SLOWER = 4                      # LAB_PATIENCE inside: TCG in TCG
 
 MODULES = ('virtio_pci', 'virtio_blk', 'tun', 'vhost_net', 'veth', 'bridge',
            '8021q', 'sch_tbf')
-PROGRAMS = ('ip', 'tc', 'bridge')       # of iproute2
+PROGRAMS = {'ip': 'iproute2', 'tc': 'iproute2', 'bridge': 'iproute2',
+            'tcpdump': 'tcpdump'}       # in which Debian package
 PYTHON = Path('/usr/bin/python3')
 # Large parts of Python's library that nothing here uses
 NO_PYTHON = ('test', 'idlelib', 'lib2to3', 'ensurepip', 'distutils',
@@ -141,6 +143,8 @@ def image(command, limit, extra, made):
     i = Image()
     i.add('dev/console', stat.S_IFCHR | 0o600, device=os.makedev(5, 1))
     i.add('tmp', stat.S_IFDIR | 0o1777)
+    i.add('etc/passwd', stat.S_IFREG | 0o644,      # tcpdump looks root up
+          b'root:x:0:0::/:/bin/sh\n')
     i.file(ROOT / 'lab' / 'guest' / 'vm-init', 'init')
     for n, data in enumerate(products.modules_in_order(
             made / 'kernel' / 'modules', MODULES)):
@@ -149,8 +153,8 @@ def image(command, limit, extra, made):
     i.file(program('busybox', 'busybox-static'), 'usr/bin/busybox')
     i.add('usr/bin/env', stat.S_IFLNK | 0o777, b'busybox')
     i.file('/bin/sh')
-    for name in PROGRAMS:
-        i.file(program(name, 'iproute2'), f'usr/bin/{name}')
+    for name, package in PROGRAMS.items():
+        i.file(program(name, package), f'usr/bin/{name}')
     if not PYTHON.exists():
         raise LabError(f'{PYTHON} is not installed (package python3)')
     i.file(PYTHON)

@@ -59,6 +59,7 @@ void write_all(int fd, const void *buf, size_t len);
 /* One message: be32 length, then bytes, to be freed by the caller */
 uint8_t *wire_recv(int fd, size_t *len);
 void wire_expect(int fd, uint32_t seq, size_t len);
+void wire_expect_range(int fd, uint32_t begin, uint32_t end, size_t len);
 
 /*
  * One message with a vnet header: be32 length, be32 vnet header length, vnet
@@ -97,6 +98,7 @@ int unread_bytes(int fd);
 
 typedef struct Tap {
     char name[IFNAMSIZ];
+    int vnet_hdr_len;           /* that its reader and its writer use */
     int fd;                     /* the guest's side, passed to QEMU */
     int host;                   /* sends as the host does */
 } Tap;
@@ -113,6 +115,8 @@ extern bool have_big_buffers;
 void host_init(void);
 
 void host_ioctl(unsigned long request, void *arg);
+/* Run a program of the host, by arguments with a space between; did it work? */
+bool host_command(const char *line);
 struct ifreq host_ifreq(const char *name);
 void if_set_up(const char *name, bool up);
 void if_set_mtu(const char *name, int mtu);
@@ -138,15 +142,23 @@ void rarp_expect(int fd);
 void tap_open(Tap *tap, const char *name);
 void tap_close(Tap *tap);
 void tap_set_offload(Tap *tap, unsigned offload);
+/* False if the kernel does not know such offloads */
+bool tap_try_offload(Tap *tap, unsigned offload);
+void tap_set_vnet_hdr_len(Tap *tap, int len);
 /* Delete the interface under its users */
 void tap_delete(Tap *tap);
 
 /* The frame is on its way into the TAP, and captured, when this returns */
 void host_send(Tap *tap, uint32_t seq, size_t len);
-/* The next frame for the guest, from a TAP that QEMU does not read */
+void host_send_range(Tap *tap, uint32_t begin, uint32_t end, size_t len);
+/* The guest of a TAP that QEMU does not read sends a frame */
+void tap_send(Tap *tap, const struct virtio_net_hdr *hdr,
+              const uint8_t *frame, size_t len);
+/* And the next frame for it */
 size_t tap_recv(Tap *tap, struct virtio_net_hdr *hdr,
                 uint8_t *frame, size_t size);
 void tap_expect(Tap *tap, uint32_t seq, size_t len);
+void tap_expect_range(Tap *tap, uint32_t begin, uint32_t end, size_t len);
 
 
 /* QEMU */
@@ -161,6 +173,15 @@ typedef struct Env {
     int chr[2];
     char *listen;               /* path of chardev s0, which listens */
 } Env;
+
+/*
+ * The environment variable with the binary that is started, where it is not
+ * QTEST_QEMU_BINARY
+ */
+extern const char *qemu_binary_var;
+
+/* For a filter that is about the frames of a stopped VM */
+#define ONLY_STOPPED ",enable_when_running=off,enable_when_stopped=on"
 
 /* Captures that are added by filter_add() or @options have no receive ring */
 extern bool no_ring;
@@ -184,6 +205,13 @@ void env_start(Env *e, int taps, const char *options);
  */
 void env_start_unprivileged(Env *e, int taps, const char *options);
 void env_start_no_tap(Env *e, const char *options);
+/* With one TAP, and a VM that has memory and no guest */
+void env_start_pc(Env *e, bool hub, const char *options);
+/* And a virtio-net NIC, so that vnet headers pass through QEMU; no driver */
+void env_start_virtio_net(Env *e, const char *options);
+bool skip_virtio_net(void);
+/* It stands for the guest: what QEMU reads from the TAP while the VM runs */
+#define GUEST_READER "netdev=n0,queue=tx,outdev=c1,enable_when_stopped=off"
 void env_stop(Env *e);
 
 /* Add "a=b,c=on,d=5" to the arguments of a QMP command */
@@ -196,6 +224,13 @@ QDict *object_add(Env *e, const char *type, const char *id,
 void filter_add(Env *e, const char *id, const char *props);
 void filter_del(Env *e, const char *id);
 void filter_set_status(Env *e, const char *id, bool on);
+/* Of query-netfilter-stats: the frames that it has lost for this reason */
+uint64_t filter_dropped(Env *e, const char *id, const char *reason);
+
+/* Make @fd known to QEMU as @name */
+void send_fd(Env *e, int fd, const char *name);
+/* A socket chardev from @fd, or from a path that does not exist if it is -1 */
+QDict *chardev_add(Env *e, const char *id, int fd, const char *options);
 
 void vm_run(Env *e, bool run);
 /* QEMU answers, and has been through its main loop some times */
@@ -206,6 +241,7 @@ void assert_silent(Env *e, int fd);
 void vm_stall(Env *e, bool stall);
 
 /* Outgoing migrations; with a pause, migrate_continue() is to follow */
+void migrate_capability(Env *e, const char *name);
 void migrate_pause(Env *e);
 void migration_start(Env *e, const char *uri);
 void migrate_continue(Env *e);
@@ -234,10 +270,33 @@ void wait_consumed(Env *e, int fd);
 void wait_tap_blocked(Env *e);
 int listener_connect(Env *e);
 
+/* Is there a tcpdump? */
+bool have_tcpdump(void);
+/*
+ * It reads the frames from @begin to before @end in the file at @path, with
+ * the lengths that @len gives, and no others
+ */
+void pcap_expect(const char *path, uint32_t begin, uint32_t end,
+                 size_t (*len)(uint32_t seq));
+
 /* No main loop that spins */
 void assert_idle(Env *e);
 int count_fds(Env *e);
 /* Sockets may be closed a little later: wait until no more than @n are open */
 void wait_fds(Env *e, int n);
+
+
+/* Tests that need the host, and are skipped where there is none */
+
+/* What their names begin with; to be set before they are added */
+extern const char *suite;
+
+/* Either @func, or @data_func with @data */
+void add_host_test(const char *path, void (*func)(void),
+                   void (*data_func)(const void *), const void *data,
+                   bool without_ring);
+void add_host_func(const char *path, void (*func)(void));
+void add_host_variant(const char *path, const char *name,
+                      void (*func)(const void *), const void *data);
 
 #endif /* AF_PACKET_HELPERS_H */

@@ -38,14 +38,13 @@
  * Tested: each option error, by object-add or chardev-add and on the command
  * line; each row of in and out; exact frames from 14 to 9014 bytes, VLAN tags,
  * checksum and GSO metadata; when a filter is active and what happens to
- * frames while it is not; what becomes of the frames of a VM that stops for
- * its migration, or otherwise, and which of two VMs gets them; limits,
- * back-pressure and full queues; a QEMU that is stalled; disconnects,
- * interfaces that go away, objects that go away, leaks.  Captures are tested
- * with a receive ring and without.
+ * frames while it is not; limits, back-pressure and full queues; a QEMU that
+ * is stalled; disconnects, interfaces that go away, objects that go away,
+ * leaks.  Captures are tested with a receive ring and without.
  *
  * Not tested: frames that vhost moves, which needs /dev/vhost-net and a guest
- * (see af-packet-vhost-test.c); postcopy; snapshots; speed.
+ * (see af-packet-vhost-test.c); migration (see af-packet-migration-test.c);
+ * speed.
  * The byte stream itself is tested in tests/unit/test-io-channel-packet.c.
  *
  * Needs root, which unshare(1) gives in a user namespace, too; else only the
@@ -414,31 +413,6 @@ static void close_fd(int fd)
     }
 }
 
-static void send_fd(Env *e, int fd, const char *name)
-{
-    qtest_qmp_fds_assert_success(e->qts, &fd, 1, "{ 'execute': 'getfd',"
-                                 " 'arguments': { 'fdname': %s } }", name);
-}
-
-static QDict *chardev_add(Env *e, const char *id, int fd, const char *options)
-{
-    QDict *data = qdict_new();
-
-    put_props(data, options);
-    if (fd != -1) {
-        send_fd(e, fd, "fd0");
-        qdict_put_obj(data, "addr", qobject_from_jsonf_nofail(
-                      "{ 'type': 'fd', 'data': { 'str': 'fd0' } }"));
-    } else {
-        qdict_put_obj(data, "addr", qobject_from_jsonf_nofail(
-                      "{ 'type': 'unix', 'data': { 'path': %s } }",
-                      "/no/such/path"));
-    }
-    return qtest_qmp(e->qts, "{ 'execute': 'chardev-add', 'arguments': {"
-                     " 'id': %s, 'backend': { 'type': 'socket',"
-                     " 'data': %p } } }", id, data);
-}
-
 static void chardev_errors_qmp(FdKind first, FdKind last, const char *ifname)
 {
     Env e;
@@ -710,17 +684,6 @@ static void test_filter_errors_namespace(void)
     close(outside);
 }
 
-static bool host_command(const char *line)
-{
-    g_auto(GStrv) argv = g_strsplit(line, " ", -1);
-    int status = -1;
-
-    return g_spawn_sync(NULL, argv, NULL,
-                        G_SPAWN_SEARCH_PATH | G_SPAWN_STDOUT_TO_DEV_NULL |
-                        G_SPAWN_STDERR_TO_DEV_NULL,
-                        NULL, NULL, NULL, NULL, &status, NULL) && status == 0;
-}
-
 /*
  * A fd for the macvtap @name.  Its device node is nobody's but the test's, as
  * the number in the name is that of the interface, in any namespace.
@@ -974,17 +937,6 @@ static void bridge_close(void)
     host_ioctl(SIOCBRDELBR, (void *)"qbr0");
 }
 
-static void guest_send(Tap *tap, const struct virtio_net_hdr *hdr,
-                       const uint8_t *frame, size_t len)
-{
-    struct iovec iov[] = {
-        { .iov_base = (void *)hdr, .iov_len = VNET_HDR_LEN },
-        { .iov_base = (void *)frame, .iov_len = len },
-    };
-
-    g_assert_cmpint(writev(tap->fd, iov, 2), ==, VNET_HDR_LEN + len);
-}
-
 static void test_capture_vlan(void)
 {
     static const uint8_t tag[] = { 0x81, 0x00, 0x60, 0x05 };
@@ -1019,7 +971,7 @@ static void test_capture_vlan(void)
             hdr.csum_offset = 16;
             stw_be_p(completed + 54, ~inet_sum(frame + 38, tagged_len - 38, 0));
         }
-        guest_send(&e.tap[1], &hdr, frame, tagged_len);
+        tap_send(&e.tap[1], &hdr, frame, tagged_len);
 
         buf = wire_recv(e.chr[0], &len);
         g_assert_cmpmem(buf, len, completed, tagged_len);
@@ -1115,7 +1067,7 @@ static void test_capture_gso(const void *opaque)
     tap_set_offload(&e.tap[0], TUN_F_CSUM | TUN_F_TSO4);
 
     gso_fill(frame, tag_len, &hdr);
-    guest_send(&e.tap[1], &hdr, frame, len);
+    tap_send(&e.tap[1], &hdr, frame, len);
 
     buf = wire_recv_vnet(e.chr[1], &got, &hdr_len, &got_len);
     g_assert_cmpmem(buf + hdr_len, got_len, frame, len);
@@ -1133,7 +1085,7 @@ static void test_capture_gso(const void *opaque)
     }
 
     frame_fill(marker, 1, sizeof(marker));
-    guest_send(&e.tap[1], &none, marker, sizeof(marker));
+    tap_send(&e.tap[1], &none, marker, sizeof(marker));
     wire_expect(e.chr[0], 1, sizeof(marker));
 
     env_stop(&e);
@@ -1400,7 +1352,7 @@ static void test_capture_inject_metadata(void)
     ip_header(frame + 18, IPPROTO_UDP, sizeof(frame) - 38);
     stw_be_p(frame + 42, sizeof(frame) - 38);
     stw_be_p(frame + 44, ip_pseudo_sum(frame + 18));
-    guest_send(&e.tap[1], &hdr, frame, sizeof(frame));
+    tap_send(&e.tap[1], &hdr, frame, sizeof(frame));
 
     len = tap_recv(&out, &got, buf, sizeof(buf));
     g_assert_cmpmem(buf, len, frame, sizeof(frame));
@@ -2897,7 +2849,7 @@ static void test_chardev_command_line(void)
         uint8_t frame[FRAME_LEN];
 
         frame_fill(frame, 100, sizeof(frame));
-        guest_send(&tap, &none, frame, sizeof(frame));
+        tap_send(&tap, &none, frame, sizeof(frame));
         wait_fd(host, POLLIN);
     }
     host_send(&tap, 101, FRAME_LEN);
@@ -3043,7 +2995,7 @@ static void test_chardev_inject_deaf(void)
     tap_open(&tap, "qtap1");
     inject = packet_socket(tap.name, SOCK_RAW, ETH_P_ALL);
     frame_fill(frame, 0, sizeof(frame));
-    guest_send(&tap, &none, frame, sizeof(frame));
+    tap_send(&tap, &none, frame, sizeof(frame));
     wait_fd(inject, POLLIN);
 
     env_start(&e, 1, "");
@@ -3056,7 +3008,7 @@ static void test_chardev_inject_deaf(void)
 
     for (i = 0; i < ARRAY_SIZE(types); i++) {
         stw_be_p(frame + 2 * ETH_ALEN, types[i]);
-        guest_send(&tap, &none, frame, sizeof(frame));
+        tap_send(&tap, &none, frame, sizeof(frame));
         vm_answers(&e);
         host_send(&e.tap[0], i, FRAME_LEN);
         tap_expect(&tap, i, FRAME_LEN);
@@ -3504,500 +3456,6 @@ static void test_leak_errors(void)
 }
 
 
-/* Switchover */
-
-/*
- * A filter for the frames of a VM that its migration has stopped, with
- * in_netdev and a copy for the guest, or without.  The test is the destination:
- *
- *   host --> tap[0] --> n0 --> filter --> outdev --> chr[0]
- *                        |
- *                        +--> guest[0], while the VM runs
- *
- * or there is a QEMU for it, which injects on a TAP of its own.
- */
-static char *migration_file;
-
-#define ONLY_STOPPED ",enable_when_running=off,enable_when_stopped=on"
-
-/* More than QEMU reads in one go, less than the queue of a TAP */
-#define MANY 300
-
-static void host_send_range(Tap *tap, uint32_t begin, uint32_t end, size_t len)
-{
-    for (; begin < end; begin++) {
-        host_send(tap, begin, len);
-    }
-}
-
-static void wire_expect_range(int fd, uint32_t begin, uint32_t end, size_t len)
-{
-    for (; begin < end; begin++) {
-        wire_expect(fd, begin, len);
-    }
-}
-
-static void tap_expect_range(Tap *tap, uint32_t begin, uint32_t end,
-                             size_t len)
-{
-    for (; begin < end; begin++) {
-        tap_expect(tap, begin, len);
-    }
-}
-
-/* The VM runs, and no frame is on its way */
-static void flush_to_guest(Env *e, uint32_t seq)
-{
-    host_send_range(&e->tap[0], seq, seq + 10, FRAME_LEN);
-    wire_expect_range(e->guest[0], seq, seq + 10, FRAME_LEN);
-}
-
-static void switchover_start(Env *e, const char *in_netdev, const char *outdev,
-                             const char *props)
-{
-    g_autofree char *all =
-        g_strdup_printf("netdev=n0,%soutdev=%s" ONLY_STOPPED "%s",
-                        in_netdev, outdev, props);
-
-    env_start(e, 1, "");
-    if (!if_set_queue_len(e->tap[0].name, 1000)) {
-        g_test_message("the length of the TAP's queue is not ours");
-    }
-    filter_add(e, "f0", all);
-    migrate_pause(e);
-    flush_to_guest(e, 0);
-}
-
-static void switchover_stop(Env *e)
-{
-    env_stop(e);
-    unlink(strchr(migration_file, ':') + 1);
-}
-
-/*
- * The VM stops and runs again, without a migration: all frames stay where they
- * are, and are the guest's
- */
-static void test_switchover_stop(const void *opaque)
-{
-    uint64_t taken;
-    Env e;
-
-    switchover_start(&e, opaque, "c0", "");
-    for (uint32_t seq = 1000; seq <= 5000; seq += 1000) {
-        taken = if_tx_packets(e.tap[0].name);
-        vm_run(&e, false);
-        host_send_range(&e.tap[0], seq, seq + MANY, FRAME_LEN);
-        vm_answers(&e);
-        g_assert_cmpint(if_tx_packets(e.tap[0].name), ==, taken);
-        vm_run(&e, true);
-        wire_expect_range(e.guest[0], seq, seq + MANY, FRAME_LEN);
-        flush_to_guest(&e, seq + MANY);
-    }
-    assert_silent(&e, e.chr[0]);
-    switchover_stop(&e);
-}
-
-/* The messages have an empty vnet header: the guest's NIC knows of none */
-static void switchover_expect(int fd, bool vnet, uint32_t begin, uint32_t end,
-                              size_t len)
-{
-    for (; begin < end; begin++) {
-        if (vnet) {
-            struct virtio_net_hdr hdr;
-            size_t hdr_len, got;
-            g_autofree uint8_t *buf = wire_recv_vnet(fd, &hdr, &hdr_len, &got);
-
-            g_assert_cmpint(hdr_len, ==, VNET_HDR_LEN);
-            g_assert_true(buffer_is_zero(&hdr, sizeof(hdr)));
-            assert_frame(buf + hdr_len, got, begin, len);
-        } else {
-            wire_expect(fd, begin, len);
-        }
-    }
-}
-
-typedef struct Switchover {
-    const char *name;
-    const char *in_netdev;
-    bool vnet;
-} Switchover;
-
-static const Switchover switchovers[] = {
-    { "copy", "in_netdev=n0,", false },
-    { "copy-vnet", "in_netdev=n0,", true },
-    { "no-copy", "", false },
-    { "no-copy-vnet", "", true },
-};
-
-/* Frames from the stop of the VM on are the destination's, before is before */
-static void test_switchover_complete(const void *opaque)
-{
-    const Switchover *s = opaque;
-    bool copy = s->in_netdev[0];
-    Env e;
-
-    switchover_start(&e, s->in_netdev, "c0",
-                     s->vnet ? ",vnet_hdr_support=on" : "");
-    host_send_range(&e.tap[0], 10, 10 + MANY, FRAME_LEN);
-    wire_expect_range(e.guest[0], 10, 10 + MANY, FRAME_LEN);
-
-    migrate_to_pause(&e, migration_file);
-    host_send_range(&e.tap[0], 1000, 1000 + MANY, FRAME_LEN);
-    if (copy) {
-        switchover_expect(e.chr[0], s->vnet, 1000, 1000 + MANY, FRAME_LEN);
-    }
-    assert_silent(&e, e.chr[0]);
-    host_send_range(&e.tap[0], 1000 + MANY, 1000 + 2 * MANY, 64);
-    migrate_continue(&e);
-    wait_migration(&e, "completed");
-    if (!copy) {
-        switchover_expect(e.chr[0], s->vnet, 1000, 1000 + MANY, FRAME_LEN);
-    }
-    host_send_range(&e.tap[0], 1000 + 2 * MANY, 1000 + 3 * MANY, 64);
-    switchover_expect(e.chr[0], s->vnet, 1000 + MANY, 1000 + 3 * MANY, 64);
-
-    /* For as long as this QEMU is there */
-    for (uint32_t seq = 3000; seq < 3010; seq++) {
-        host_send(&e.tap[0], seq, FRAME_LEN);
-        switchover_expect(e.chr[0], s->vnet, seq, seq + 1, FRAME_LEN);
-    }
-    assert_silent(&e, e.chr[0]);
-    assert_silent(&e, e.guest[0]);
-    assert_idle(&e);
-
-    /* Somebody wants the VM to run here all the same: with what comes now */
-    vm_run(&e, true);
-    flush_to_guest(&e, 4000);
-    assert_silent(&e, e.chr[0]);
-    switchover_stop(&e);
-}
-
-#define BIG_LEN 9014
-
-/*
- * The migration fails after the VM was stopped: the guest gets all, whether it
- * has been sent to outdev or not.  The next migration sends only what is new,
- * in step, though the peer has read nothing up to then.  Frames are long, so
- * that its socket ends up with a part of one.
- */
-static void test_switchover_cancel(const void *opaque)
-{
-    const Switchover *s = opaque;
-    bool copy = s->in_netdev[0];
-    uint32_t seq = 1000;
-    uint8_t *buf;
-    size_t len;
-    Env e;
-
-    switchover_start(&e, s->in_netdev, "c0", "");
-    if_set_mtu(e.tap[0].name, 9000);
-    for (int i = 0; i < 3; i++) {
-        uint64_t taken = if_tx_packets(e.tap[0].name);
-
-        migrate_to_pause(&e, migration_file);
-        host_send_range(&e.tap[0], seq, seq + MANY, BIG_LEN);
-        if (copy) {
-            g_test_timer_start();
-            while (if_tx_packets(e.tap[0].name) < taken + MANY) {
-                g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
-                vm_answers(&e);
-            }
-        } else {
-            vm_answers(&e);
-            g_assert_cmpint(if_tx_packets(e.tap[0].name), ==, taken);
-        }
-        migrate_cancel(&e);
-        wire_expect_range(e.guest[0], seq, seq + MANY, BIG_LEN);
-        flush_to_guest(&e, seq + MANY);
-        seq += 1000;
-    }
-
-    /* What the socket had room for went there, and nothing since */
-    if (copy) {
-        uint32_t next = 1000;
-
-        while (readable(e.chr[0])) {
-            buf = wire_recv(e.chr[0], &len);
-            assert_frame(buf, len, next++, BIG_LEN);
-            g_free(buf);
-        }
-        g_test_message("the socket had room for %u", next - 1000);
-        g_assert_cmpint(next, >, 1000);
-        g_assert_cmpint(next, <, 1000 + MANY);
-    } else {
-        assert_silent(&e, e.chr[0]);
-    }
-
-    migrate_to_pause(&e, migration_file);
-    host_send_range(&e.tap[0], seq, seq + MANY, BIG_LEN);
-    migrate_continue(&e);
-    wait_migration(&e, "completed");
-    host_send_range(&e.tap[0], seq + MANY, seq + 2 * MANY, BIG_LEN);
-    wire_expect_range(e.chr[0], seq, seq + 2 * MANY, BIG_LEN);
-    assert_silent(&e, e.chr[0]);
-    assert_silent(&e, e.guest[0]);
-    switchover_stop(&e);
-}
-
-/*
- * The same while frames come all the time: those that QEMU has not read when
- * the VM runs again are behind those that it gives back
- */
-static void test_switchover_cancel_busy(const void *opaque)
-{
-    Env e;
-
-    switchover_start(&e, opaque, "c0", "");
-    for (uint32_t seq = 1000; seq <= 5000; seq += 1000) {
-        migrate_to_pause(&e, migration_file);
-        host_send_range(&e.tap[0], seq, seq + 100, FRAME_LEN);
-        vm_answers(&e);
-        vm_stall(&e, true);
-        host_send_range(&e.tap[0], seq + 100, seq + 800, FRAME_LEN);
-        migrate_cancel_send(&e);
-        vm_stall(&e, false);
-        migrate_cancel_wait(&e);
-        wire_expect_range(e.guest[0], seq, seq + 800, FRAME_LEN);
-    }
-    switchover_stop(&e);
-}
-
-/* Without in_netdev there is nothing to open, or to have a privilege for */
-static void test_switchover_unprivileged(void)
-{
-    int before;
-    Env e;
-
-    /* One will be the test's own, to send from */
-    before = count_packet_sockets() + 1;
-    env_start_unprivileged(&e, 1, "-object filter-redirector,id=f0,netdev=n0,"
-                           "outdev=c0" ONLY_STOPPED);
-    migrate_pause(&e);
-    flush_to_guest(&e, 0);
-    migrate_to_pause(&e, migration_file);
-    host_send_range(&e.tap[0], 10, 20, FRAME_LEN);
-    g_assert_cmpint(count_packet_sockets(), ==, before);
-    migrate_cancel(&e);
-    wire_expect_range(e.guest[0], 10, 20, FRAME_LEN);
-
-    migrate_to_pause(&e, migration_file);
-    host_send_range(&e.tap[0], 20, 30, FRAME_LEN);
-    migrate_continue(&e);
-    wait_migration(&e, "completed");
-    wire_expect_range(e.chr[0], 20, 30, FRAME_LEN);
-    g_assert_cmpint(count_packet_sockets(), ==, before);
-    switchover_stop(&e);
-}
-
-/* A peer that never came costs nothing; one that comes later gets all */
-static void test_switchover_no_peer(const void *opaque)
-{
-    Env e;
-    int fd;
-
-    switchover_start(&e, opaque, "s0", "");
-    migrate_to_pause(&e, migration_file);
-    host_send_range(&e.tap[0], 1000, 1000 + MANY, 1400);
-    vm_answers(&e);
-    migrate_cancel(&e);
-    wire_expect_range(e.guest[0], 1000, 1000 + MANY, 1400);
-    flush_to_guest(&e, 1000 + MANY);
-
-    migrate_to_pause(&e, migration_file);
-    host_send_range(&e.tap[0], 2000, 2000 + MANY, 1400);
-    vm_answers(&e);
-    migrate_continue(&e);
-    wait_migration(&e, "completed");
-    host_send_range(&e.tap[0], 2000 + MANY, 2000 + 2 * MANY, 1400);
-    assert_idle(&e);
-    fd = listener_connect(&e);
-    wire_expect_range(fd, 2000, 2000 + 2 * MANY, 1400);
-    assert_silent(&e, fd);
-    close(fd);
-    switchover_stop(&e);
-}
-
-/* Nobody waits for a peer that does not read */
-static void test_switchover_slow_peer(const void *opaque)
-{
-    uint64_t taken;
-    Env e;
-
-    switchover_start(&e, opaque, "c0", "");
-    taken = if_tx_packets(e.tap[0].name);
-    migrate_to_pause(&e, migration_file);
-    host_send_range(&e.tap[0], 1000, 1000 + 2 * MANY, 1400);
-    vm_answers(&e);
-    migrate_continue(&e);
-    wait_migration(&e, "completed");
-    host_send_range(&e.tap[0], 1000 + 2 * MANY, 1000 + 3 * MANY, 1400);
-    assert_idle(&e);
-    g_assert_cmpint(if_tx_packets(e.tap[0].name), <, taken + 3 * MANY);
-    g_assert_cmpint(if_tx_dropped(e.tap[0].name), ==, 0);
-    wire_expect_range(e.chr[0], 1000, 1000 + 3 * MANY, 1400);
-    assert_silent(&e, e.chr[0]);
-    assert_silent(&e, e.guest[0]);
-    switchover_stop(&e);
-}
-
-/*
- * No more copies than hold_limit, and what QEMU reads in one go: the others
- * wait in the TAP, for the guest or for the destination
- */
-static void test_switchover_hold_limit(void)
-{
-    const uint64_t limit = 65536;
-    uint64_t taken;
-    Env e;
-
-    switchover_start(&e, "in_netdev=n0,", "c0", ",hold_limit=65536");
-    taken = if_tx_packets(e.tap[0].name) + limit / 1400 + 100;
-    migrate_to_pause(&e, migration_file);
-    host_send_range(&e.tap[0], 1000, 1000 + MANY, 1400);
-    wire_expect_range(e.chr[0], 1000, 1000 + limit / 1500, 1400);
-    vm_answers(&e);
-    g_assert_cmpint(if_tx_packets(e.tap[0].name), <, taken);
-    while (readable(e.chr[0])) {
-        size_t len;
-
-        g_free(wire_recv(e.chr[0], &len));
-    }
-    assert_idle(&e);
-    migrate_cancel(&e);
-    wire_expect_range(e.guest[0], 1000, 1000 + MANY, 1400);
-    flush_to_guest(&e, 1000 + MANY);
-
-    migrate_to_pause(&e, migration_file);
-    host_send_range(&e.tap[0], 2000, 2000 + MANY, 1400);
-    wire_expect_range(e.chr[0], 2000, 2000 + limit / 1500, 1400);
-    migrate_continue(&e);
-    wait_migration(&e, "completed");
-    wire_expect_range(e.chr[0], 2000 + limit / 1500, 2000 + MANY, 1400);
-    host_send_range(&e.tap[0], 3000, 3000 + MANY, 1400);
-    wire_expect_range(e.chr[0], 3000, 3000 + MANY, 1400);
-    assert_silent(&e, e.chr[0]);
-    switchover_stop(&e);
-}
-
-/* The filter is off for a while, or goes, in the stopped VM */
-static void test_switchover_off(const void *opaque)
-{
-    bool copy = ((const char *)opaque)[0];
-    uint64_t taken;
-    Env e;
-
-    switchover_start(&e, opaque, "c0", "");
-    taken = if_tx_packets(e.tap[0].name);
-    vm_run(&e, false);
-    host_send_range(&e.tap[0], 1000, 1010, FRAME_LEN);
-    vm_answers(&e);
-    g_assert_cmpint(if_tx_packets(e.tap[0].name), ==, taken);
-    filter_set_status(&e, "f0", false);
-    host_send_range(&e.tap[0], 1010, 1020, FRAME_LEN);
-    /* QEMU has one, as without the filter */
-    g_test_timer_start();
-    while (if_tx_packets(e.tap[0].name) == taken) {
-        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
-        vm_answers(&e);
-    }
-    filter_set_status(&e, "f0", true);
-    host_send_range(&e.tap[0], 1020, 1030, FRAME_LEN);
-    vm_answers(&e);
-    vm_run(&e, true);
-    wire_expect_range(e.guest[0], 1000, 1030, FRAME_LEN);
-
-    /* What has been copied goes with the filter; the rest is the guest's */
-    migrate_to_pause(&e, migration_file);
-    host_send_range(&e.tap[0], 2000, 2000 + MANY, FRAME_LEN);
-    if (copy) {
-        wire_expect_range(e.chr[0], 2000, 2000 + MANY, FRAME_LEN);
-    }
-    filter_del(&e, "f0");
-    host_send_range(&e.tap[0], 3000, 3000 + MANY, FRAME_LEN);
-    vm_answers(&e);
-    migrate_cancel(&e);
-    if (!copy) {
-        wire_expect_range(e.guest[0], 2000, 2000 + MANY, FRAME_LEN);
-    }
-    wire_expect_range(e.guest[0], 3000, 3000 + MANY, FRAME_LEN);
-    flush_to_guest(&e, 3000 + MANY);
-    assert_silent(&e, e.chr[0]);
-    switchover_stop(&e);
-}
-
-static void test_switchover_two(void)
-{
-    Env e;
-
-    env_start(&e, 2, "");
-    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0" ONLY_STOPPED);
-    filter_add(&e, "f1", "netdev=n1,in_netdev=n1,outdev=c1" ONLY_STOPPED);
-    migrate_pause(&e);
-    for (int turn = 0; turn < 2; turn++) {
-        uint32_t seq = turn * 10000;
-
-        for (int i = 0; i < 2; i++) {
-            host_send_range(&e.tap[i], seq, seq + 10, FRAME_LEN + i);
-            wire_expect_range(e.guest[i], seq, seq + 10, FRAME_LEN + i);
-        }
-        migrate_to_pause(&e, migration_file);
-        for (uint32_t n = seq + 1000; n < seq + 1000 + MANY; n++) {
-            host_send(&e.tap[0], n, FRAME_LEN);
-            host_send(&e.tap[1], n, FRAME_LEN + 1);
-        }
-        for (int i = 0; i < 2; i++) {
-            wire_expect_range(e.chr[i], seq + 1000, seq + 1000 + MANY,
-                              FRAME_LEN + i);
-        }
-        if (turn == 0) {
-            migrate_cancel(&e);
-            for (int i = 0; i < 2; i++) {
-                wire_expect_range(e.guest[i], seq + 1000, seq + 1000 + MANY,
-                                  FRAME_LEN + i);
-            }
-        }
-    }
-    migrate_continue(&e);
-    wait_migration(&e, "completed");
-    for (int i = 0; i < 2; i++) {
-        host_send_range(&e.tap[i], 20000, 20010, FRAME_LEN + i);
-        wire_expect_range(e.chr[i], 20000, 20010, FRAME_LEN + i);
-        assert_silent(&e, e.guest[i]);
-    }
-    switchover_stop(&e);
-}
-
-/* A virtio-net NIC, so that vnet headers pass through QEMU; no driver */
-static void env_start_virtio_net(Env *e, const char *options)
-{
-    static const char bios[64 * 1024];
-    g_autofree char *path = g_strdup_printf("%s/bios", tmpdir);
-    g_autofree char *all =
-        g_strdup_printf("-m 16 -bios %s "
-                        "-device virtio-net-pci,netdev=n0,romfile= %s",
-                        path, options);
-
-    /* No firmware runs, but there must be some */
-    g_assert_true(g_file_set_contents(path, bios, sizeof(bios), NULL));
-    env_start_full(e, 1, false, "pc", all);
-    unlink(path);
-}
-
-static bool skip_virtio_net(void)
-{
-    bool skip = !qtest_has_machine("pc") ||
-                !qtest_has_device("virtio-net-pci");
-
-    if (skip) {
-        g_test_skip("no virtio-net-pci");
-    }
-    return skip;
-}
-
-/* It stands for the guest: what QEMU reads from the TAP while the VM runs */
-#define GUEST_READER "netdev=n0,queue=tx,outdev=c1,enable_when_stopped=off"
-
 static void gso_expect_vnet(int fd, const struct virtio_net_hdr *hdr,
                             const uint8_t *frame, size_t len)
 {
@@ -4028,6 +3486,7 @@ static void test_switchover_metadata(const void *opaque)
 {
     bool vnet = opaque;
     g_autofree uint8_t *frame = g_malloc(GSO_LEN);
+    g_autofree char *uri = g_strdup_printf("file:%s/migration", tmpdir);
     struct virtio_net_hdr hdr;
     struct virtio_net_hdr none = { 0 };
     uint8_t marker[FRAME_LEN];
@@ -4052,14 +3511,14 @@ static void test_switchover_metadata(const void *opaque)
     for (int i = 0; i < 3; i++) {
         bool cancel = i < 2;
 
-        migrate_to_pause(&e, migration_file);
-        guest_send(&e.tap[1], &hdr, frame, GSO_LEN);
+        migrate_to_pause(&e, uri);
+        tap_send(&e.tap[1], &hdr, frame, GSO_LEN);
         if (!cancel) {
             migrate_continue(&e);
             wait_migration(&e, "completed");
         }
         frame_fill(marker, i, sizeof(marker));
-        guest_send(&e.tap[1], &none, marker, sizeof(marker));
+        tap_send(&e.tap[1], &none, marker, sizeof(marker));
         if (vnet) {
             gso_expect_vnet(e.chr[0], &hdr, frame, GSO_LEN);
             gso_expect_vnet(e.chr[0], &none, marker, sizeof(marker));
@@ -4075,243 +3534,9 @@ static void test_switchover_metadata(const void *opaque)
     }
     assert_silent(&e, e.chr[0]);
     assert_silent(&e, e.chr[1]);
-    switchover_stop(&e);
+    env_stop(&e);
+    unlink(strchr(uri, ':') + 1);
     bridge_close();
-}
-
-typedef struct Arrival {
-    const char *name;
-    const char *vnet;
-    const char *limit;
-} Arrival;
-
-static const Arrival arrivals[] = {
-    { "plain", "", "" },
-    { "vnet", ",vnet_hdr_support=on", "" },
-    { "limit", "", ",hold_limit=1000" },
-};
-
-/*
- * From one QEMU to another.  The destination does not get to read while the
- * source completes; and its TAP has room for 10 frames, so that the test, who
- * reads it in place of the NIC, sees that the network hears of the new
- * location when the last of them has been injected, and not before.
- */
-static void test_switchover_arrive(const void *opaque)
-{
-    const Arrival *t = opaque;
-    g_autofree char *uri = g_strdup_printf("unix:%s/migration", tmpdir);
-    g_autofree char *outgoing =
-        g_strdup_printf("-chardev socket,id=m0,path=%s/m0 "
-                        "-object filter-redirector,id=f0,netdev=n0,"
-                        "in_netdev=n0,outdev=m0" ONLY_STOPPED "%s",
-                        tmpdir, t->vnet);
-    g_autofree char *incoming =
-        g_strdup_printf("-incoming %s "
-                        "-chardev socket,id=m0,path=%s/m0,server=on,wait=off "
-                        "-object filter-redirector,id=f0,netdev=n0,"
-                        "indev=m0,out_netdev=n0%s%s", uri, tmpdir, t->vnet,
-                        t->limit);
-    g_autofree char *path = g_strdup_printf("%s/m0", tmpdir);
-    /* What the socket between them has room for, in messages of their own */
-    const int more = 100;
-    const int n = MANY + 2 * more;
-    struct virtio_net_hdr hdr;
-    uint8_t frame[FRAME_LEN];
-    uint64_t taken;
-    uint32_t seq;
-    size_t len;
-    Env a, b;
-    int rarp;
-
-    if (skip_virtio_net()) {
-        return;
-    }
-    env_init(&b);
-    tap_open(&b.tap[0], "qtap2");
-    if (!if_set_queue_len(b.tap[0].name, 10)) {
-        g_test_skip("needs root to set the length of a TAP's queue");
-        tap_close(&b.tap[0]);
-        return;
-    }
-    rarp = packet_socket(b.tap[0].name, SOCK_RAW, ETH_P_RARP);
-    env_start_virtio_net(&b, incoming);
-    qtest_qmp_assert_success(b.qts, "{ 'execute': 'migrate-set-parameters',"
-                             " 'arguments': { 'announce-rounds': 1 } }");
-    env_init(&a);
-    env_start_virtio_net(&a, outgoing);
-    filter_add(&a, "reader", GUEST_READER ",vnet_hdr_support=on");
-    migrate_pause(&a);
-    host_send_range(&a.tap[0], 0, 10, FRAME_LEN);
-    switchover_expect(a.chr[1], true, 0, 10, FRAME_LEN);
-    taken = if_tx_packets(a.tap[0].name);
-
-    migrate_to_pause(&a, uri);
-    host_send_range(&a.tap[0], 1000, 1000 + MANY, FRAME_LEN);
-    vm_answers(&a);
-    vm_answers(&b);
-    vm_stall(&b, true);
-    host_send_range(&a.tap[0], 1000 + MANY, 1000 + MANY + more, FRAME_LEN);
-    migrate_continue(&a);
-    wait_migration(&a, "completed");
-    host_send_range(&a.tap[0], 1000 + MANY + more, 1000 + n, FRAME_LEN);
-    g_test_timer_start();
-    while (if_tx_packets(a.tap[0].name) < taken + n) {
-        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
-        vm_answers(&a);
-    }
-    vm_answers(&a);
-    g_assert_false(readable(rarp));
-    g_assert_cmpint(if_tx_packets(b.tap[0].name), ==, 0);
-    vm_stall(&b, false);
-    qtest_qmp_eventwait(b.qts, "RESUME");
-
-    g_test_timer_start();
-    while (!if_tx_dropped(b.tap[0].name)) {
-        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
-        vm_answers(&b);
-    }
-    assert_silent(&b, rarp);
-    wait_tap_blocked(&b);
-    /* QEMU keeps the first */
-    len = tap_recv(&b.tap[0], &hdr, frame, sizeof(frame));
-    seq = ldl_be_p(frame + SEQ_OFFSET);
-    g_assert_cmpint(seq, ==, 1001);
-    assert_frame(frame, len, seq, FRAME_LEN);
-    while (++seq < 1000 + n - 20) {
-        g_assert_false(readable(rarp));
-        tap_expect(&b.tap[0], seq, FRAME_LEN);
-    }
-    assert_silent(&b, rarp);
-    tap_expect_range(&b.tap[0], seq, 1000 + n, FRAME_LEN);
-    rarp_expect(rarp);
-    assert_silent(&b, rarp);
-
-    /* Those that are asked for later are QEMU's */
-    qtest_qmp_assert_success(b.qts, "{ 'execute': 'announce-self',"
-                             " 'arguments': { 'initial': 50, 'max': 50,"
-                             " 'rounds': 1, 'step': 10 } }");
-    rarp_expect(rarp);
-    assert_silent(&b, rarp);
-
-    /* And what comes now arrives as it comes */
-    host_send_range(&a.tap[0], 3000, 3005, FRAME_LEN);
-    tap_expect_range(&b.tap[0], 3000, 3005, FRAME_LEN);
-    assert_silent(&a, a.chr[1]);
-    env_stop(&a);
-    env_stop(&b);
-    close(rarp);
-    unlink(path);
-    unlink(strchr(uri, ':') + 1);
-}
-
-/* The next QEMU on a way of many, with both filters */
-static void hop_start(Env *e, Tap *tap, int hop)
-{
-    g_autofree char *out =
-        g_strdup_printf("-chardev socket,id=out,path=%s/m%d,server=on,wait=off "
-                        "-object filter-redirector,id=out0,netdev=n0,"
-                        "in_netdev=n0,outdev=out" ONLY_STOPPED, tmpdir, hop);
-    g_autofree char *in =
-        g_strdup_printf("-incoming unix:%s/migration "
-                        "-chardev socket,id=in,path=%s/m%d "
-                        "-object filter-redirector,id=in0,netdev=n0,"
-                        "indev=in,out_netdev=n0", tmpdir, tmpdir, hop - 1);
-    g_autofree char *options = g_strdup_printf("%s %s", out, hop ? in : "");
-
-    env_init(e);
-    pstrcpy(e->tap[0].name, sizeof(e->tap[0].name), tap->name);
-    e->tap[0].fd = dup(tap->fd);
-    e->tap[0].host = fcntl(tap->host, F_DUPFD_CLOEXEC, 0);
-    env_start_full(e, 1, true, "none", options);
-    migrate_pause(e);
-}
-
-/*
- * There and back many times.  The network sends to the old place until it has
- * learnt of the new one, all the time; the guest gets everything.
- */
-static void test_switchover_ping_pong(void)
-{
-    g_autofree char *uri = g_strdup_printf("unix:%s/migration", tmpdir);
-    uint32_t seq = 0;
-    Tap tap[2];
-    Env e[2];
-    int hop;
-
-    tap_open(&tap[0], "qtap0");
-    tap_open(&tap[1], "qtap1");
-    hop_start(&e[0], &tap[0], 0);
-    for (hop = 0; hop < 20; hop++) {
-        g_autofree char *path = g_strdup_printf("%s/m%d", tmpdir, hop);
-        Env *from = &e[hop % 2];
-        Env *to = &e[(hop + 1) % 2];
-
-        hop_start(to, &tap[(hop + 1) % 2], hop + 1);
-        flush_to_guest(from, seq);
-        seq += 10;
-        migrate_to_pause(from, uri);
-        host_send_range(&from->tap[0], seq, seq + 100, FRAME_LEN);
-        migrate_continue(from);
-        host_send_range(&from->tap[0], seq + 100, seq + 200, FRAME_LEN);
-        qtest_qmp_eventwait(to->qts, "RESUME");
-        host_send_range(&from->tap[0], seq + 200, seq + 250, FRAME_LEN);
-        wire_expect_range(to->guest[0], seq, seq + 250, FRAME_LEN);
-        seq += 250;
-        wait_migration(from, "completed");
-        flush_to_guest(to, seq);
-        seq += 10;
-        assert_silent(from, from->guest[0]);
-        env_stop(from);
-        unlink(path);
-    }
-    assert_silent(&e[hop % 2], e[hop % 2].guest[0]);
-    env_stop(&e[hop % 2]);
-    tap_close(&tap[0]);
-    tap_close(&tap[1]);
-    unlink(strchr(uri, ':') + 1);
-}
-
-/* Memory of QEMU in KiB */
-static long vm_rss(Env *e)
-{
-    g_autofree char *path = g_strdup_printf("/proc/%d/status",
-                                            qtest_pid(e->qts));
-    g_autofree char *text = NULL;
-    char *line;
-
-    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
-    line = strstr(text, "VmRSS:");
-    g_assert_nonnull(line);
-    return g_ascii_strtoll(line + strlen("VmRSS:"), NULL, 10);
-}
-
-/* A VM that is to migrate and does not, again and again */
-static void test_switchover_leak(void)
-{
-    uint32_t seq = 10;
-    int fds = 0;
-    long rss = 0;
-    Env e;
-
-    switchover_start(&e, "in_netdev=n0,", "c0", "");
-    for (int i = 0; i < 100; i++) {
-        migrate_to_pause(&e, migration_file);
-        host_send_range(&e.tap[0], seq, seq + MANY, 1400);
-        wire_expect_range(e.chr[0], seq, seq + MANY, 1400);
-        migrate_cancel(&e);
-        wire_expect_range(e.guest[0], seq, seq + MANY, 1400);
-        seq += MANY;
-        if (i == 9) {
-            fds = count_fds(&e);
-            rss = vm_rss(&e);
-        }
-    }
-    wait_fds(&e, fds);
-    g_test_message("%ld KiB, then %ld", rss, vm_rss(&e));
-    /* One turn's frames have 400 KiB */
-    g_assert_cmpint(vm_rss(&e), <, rss + 2048);
-    switchover_stop(&e);
 }
 
 /*
@@ -4406,56 +3631,6 @@ static void test_inject_gso_uncut(void)
 }
 
 
-/* Tests that need the host */
-
-typedef struct HostTest {
-    void (*func)(void);
-    void (*data_func)(const void *data);
-    const void *data;
-    bool no_ring;
-} HostTest;
-
-static void host_test_run(const void *opaque)
-{
-    const HostTest *t = opaque;
-
-    no_ring = t->no_ring;
-    if (no_host) {
-        g_test_skip(no_host);
-    } else if (t->func) {
-        t->func();
-    } else {
-        t->data_func(t->data);
-    }
-}
-
-static HostTest *add_host_test(const char *path, void (*func)(void),
-                               void (*data_func)(const void *),
-                               const void *data)
-{
-    HostTest *t = g_new0(HostTest, 1);
-    g_autofree char *full = g_strdup_printf("/af-packet/%s", path);
-
-    t->func = func;
-    t->data_func = data_func;
-    t->data = data;
-    qtest_add_data_func_full(full, t, host_test_run, g_free);
-    return t;
-}
-
-static void add_host_func(const char *path, void (*func)(void))
-{
-    add_host_test(path, func, NULL, NULL);
-}
-
-static void add_host_variant(const char *path, const char *name,
-                             void (*func)(const void *), const void *data)
-{
-    g_autofree char *full = g_strdup_printf("%s/%s", path, name);
-
-    add_host_test(full, NULL, func, data);
-}
-
 /* With a receive ring and without */
 static void add_capture_variant(const char *name, void (*func)(void),
                                 void (*data_func)(const void *),
@@ -4464,8 +3639,8 @@ static void add_capture_variant(const char *name, void (*func)(void),
     g_autofree char *path = g_strdup_printf("capture/%s", name);
     g_autofree char *no_ring_path = g_strdup_printf("capture-no-ring/%s", name);
 
-    add_host_test(path, func, data_func, data);
-    add_host_test(no_ring_path, func, data_func, data)->no_ring = true;
+    add_host_test(path, func, data_func, data, false);
+    add_host_test(no_ring_path, func, data_func, data, true);
 }
 
 static void add_capture_func(const char *name, void (*func)(void))
@@ -4482,7 +3657,6 @@ int main(int argc, char **argv)
 
     tmpdir = g_dir_make_tmp("af-packet-test.XXXXXX", NULL);
     g_assert_nonnull(tmpdir);
-    migration_file = g_strdup_printf("file:%s/migration", tmpdir);
     host_init();
 
     qtest_add_func("/af-packet/errors/filter/qmp", test_filter_errors_qmp);
@@ -4557,45 +3731,10 @@ int main(int argc, char **argv)
     add_host_func("status/chain", test_status_chain);
     add_host_func("status/held", test_status_held);
 
-    add_host_variant("switchover/stop", "copy", test_switchover_stop,
-                     "in_netdev=n0,");
-    add_host_variant("switchover/stop", "no-copy", test_switchover_stop, "");
-    for (i = 0; i < ARRAY_SIZE(switchovers); i++) {
-        add_host_variant("switchover/complete", switchovers[i].name,
-                         test_switchover_complete, &switchovers[i]);
-        if (!switchovers[i].vnet) {
-            add_host_variant("switchover/cancel", switchovers[i].name,
-                             test_switchover_cancel, &switchovers[i]);
-        }
-    }
     add_host_variant("switchover/metadata", "plain", test_switchover_metadata,
                      NULL);
     add_host_variant("switchover/metadata", "vnet", test_switchover_metadata,
                      "");
-    for (i = 0; i < ARRAY_SIZE(arrivals); i++) {
-        add_host_variant("switchover/arrive", arrivals[i].name,
-                         test_switchover_arrive, &arrivals[i]);
-    }
-    add_host_variant("switchover/cancel-busy", "copy",
-                     test_switchover_cancel_busy, "in_netdev=n0,");
-    add_host_variant("switchover/cancel-busy", "no-copy",
-                     test_switchover_cancel_busy, "");
-    add_host_func("switchover/unprivileged", test_switchover_unprivileged);
-    add_host_variant("switchover/no-peer", "copy", test_switchover_no_peer,
-                     "in_netdev=n0,");
-    add_host_variant("switchover/no-peer", "no-copy", test_switchover_no_peer,
-                     "");
-    add_host_variant("switchover/slow-peer", "copy", test_switchover_slow_peer,
-                     "in_netdev=n0,");
-    add_host_variant("switchover/slow-peer", "no-copy",
-                     test_switchover_slow_peer, "");
-    add_host_func("switchover/hold-limit", test_switchover_hold_limit);
-    add_host_variant("switchover/off", "copy", test_switchover_off,
-                     "in_netdev=n0,");
-    add_host_variant("switchover/off", "no-copy", test_switchover_off, "");
-    add_host_func("switchover/two", test_switchover_two);
-    add_host_func("switchover/ping-pong", test_switchover_ping_pong);
-    add_host_func("switchover/leak", test_switchover_leak);
 
     add_host_variant("hold-limit", "0", test_hold_limit, GSIZE_TO_POINTER(0));
     add_host_variant("hold-limit", "64k", test_hold_limit,
@@ -4648,7 +3787,6 @@ int main(int argc, char **argv)
 
     g_rmdir(tmpdir);
     g_free(tmpdir);
-    g_free(migration_file);
     g_free(no_host);
     return ret;
 }

@@ -506,6 +506,10 @@ static void test_inject(const void *data)
 /* Options */
 
 #define NOT_SUPPORTED "Vhost is not supported"
+#define NO_COPIES                                                           \
+    "Vhost is not supported: no packet of vhost netdev 'n0' would reach "   \
+    "this filter; put a filter-redirector before it, with 'in_netdev=n0' "  \
+    "and without 'outdev'"
 #define CANNOT_FEED                                                         \
     "'indev' cannot feed the chain of vhost netdev 'n0', whose NIC takes "  \
     "nothing from it; use 'out_netdev=n0' to inject on its host interface"
@@ -517,7 +521,7 @@ static const struct {
 } gate_errors[] = {
     { "filter-mirror", "netdev=n0,outdev=c0", NOT_SUPPORTED },
     { "filter-buffer", "netdev=n0,interval=1000", NOT_SUPPORTED },
-    { "filter-dump", "netdev=n0,file=/dev/null", NOT_SUPPORTED },
+    { "filter-dump", "netdev=n0,file=/dev/null", NO_COPIES },
     { "filter-redirector", "netdev=n0,indev=c0", CANNOT_FEED },
     { "filter-redirector", "netdev=n0,indev=c0,outdev=c1", CANNOT_FEED },
     { "filter-redirector", "netdev=n0,indev=c0,enable_when_stopped=on",
@@ -558,6 +562,78 @@ static void test_errors(const void *data)
     send_and_drain(&g, 0, 2);
     capture_expect(g.e.chr[0], 0, 2);
     guest_stop(&g);
+}
+
+/* filter-dump is allowed where copies come by, and nowhere else */
+static void test_dump_errors(const void *data)
+{
+    static const struct {
+        const char *redirector;
+        const char *dump;
+        bool good;
+    } places[] = {
+        { "queue=tx,in_netdev=n0", "", true },
+        { "queue=all,in_netdev=n0", "queue=tx", true },
+        { "queue=all,in_netdev=n0", "queue=rx", false },
+        { "queue=tx,in_netdev=n0", "position=head", false },
+        { "queue=tx,in_netdev=n0", "position=id=f0", true },
+        { "queue=tx,in_netdev=n0", "position=id=f0,insert=before", false },
+        { "queue=rx,in_netdev=n0", "", false },
+        { "queue=rx,in_netdev=n0", "position=head", true },
+        { "queue=rx,in_netdev=n0", "position=head,queue=tx", false },
+        { "queue=tx,in_netdev=n0,outdev=c0", "", false },
+        { "indev=c0,out_netdev=n0", "", false },
+    };
+    Guest g;
+
+    guest_start(&g, "");
+    for (int i = 0; i < ARRAY_SIZE(places); i++) {
+        g_autofree char *redirector =
+            g_strdup_printf("netdev=n0,%s", places[i].redirector);
+        g_autofree char *dump =
+            g_strdup_printf("netdev=n0,file=/dev/null,%s", places[i].dump);
+        QDict *resp;
+
+        g_test_message("%s; %s", redirector, dump);
+        filter_add(&g.e, "f0", redirector);
+        resp = object_add(&g.e, "filter-dump", "dump", dump);
+        if (places[i].good) {
+            assert_success(resp);
+            filter_del(&g.e, "dump");
+        } else {
+            g_autofree char *desc = error_desc(resp);
+
+            g_assert_cmpstr(desc, ==, NO_COPIES);
+        }
+        filter_del(&g.e, "f0");
+    }
+    guest_stop(&g);
+}
+
+/* What the guest receives, as tcpdump reads it; the last filter has it, too */
+static void test_dump(const void *data)
+{
+    g_autofree char *path = g_strdup_printf("%s/pcap", tmpdir);
+    g_autofree char *props = g_strdup_printf("netdev=n0,queue=tx,file=%s",
+                                             path);
+    Guest g;
+
+    if (!have_tcpdump()) {
+        g_test_skip("no tcpdump");
+        return;
+    }
+    guest_start(&g, "");
+    filter_add(&g.e, "f0", "netdev=n0,queue=tx,in_netdev=n0");
+    assert_success(object_add(&g.e, "filter-dump", "dump", props));
+    filter_add(&g.e, "f1", "netdev=n0,queue=tx,outdev=c0,"
+               "enable_when_stopped=on,vnet_hdr_support=on");
+    guest_send(&g, 1000);
+    send_range(&g, 0, MANY);
+    chain_expect(g.e.chr[0], 0, MANY);
+    ring_expect(&g, 0, MANY);
+    guest_stop(&g);
+    pcap_expect(path, 0, MANY, seq_len);
+    unlink(path);
 }
 
 
@@ -1037,6 +1113,8 @@ int main(int argc, char **argv)
     add_vhost_test("inject/vnet", test_inject, "");
     add_vhost_test("metadata", test_metadata, NULL);
     add_vhost_test("errors", test_errors, NULL);
+    add_vhost_test("dump/errors", test_dump_errors, NULL);
+    add_vhost_test("dump/capture", test_dump, NULL);
     add_vhost_test("stopped/chain", test_stopped_chain, NULL);
     add_vhost_test("stopped/capture", test_stopped_capture, NULL);
     add_vhost_test("stopped/switchover/copy", test_stopped_switchover,

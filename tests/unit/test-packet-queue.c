@@ -43,6 +43,8 @@ typedef struct Model {
 
     GByteArray *part;           /* the message that comes in pieces, or NULL */
     size_t put;                 /* of that */
+
+    NetFilterTraffic in, out;
 } Model;
 
 static size_t head_len(Model *m)
@@ -60,10 +62,22 @@ static void model_init(Model *m, uint32_t seed, bool vnet_hdr)
     g_test_message("seed %" PRIu32, seed);
 }
 
+static void model_count(Model *m, NetFilterTraffic *traffic, GByteArray *msg)
+{
+    int64_t len = msg->len - head_len(m);
+
+    if (m->vnet_hdr) {
+        len = MAX(len - ldl_be_p(msg->data + 4), 0);
+    }
+    traffic->packets++;
+    traffic->bytes += len;
+}
+
 static void model_add(Model *m, GByteArray *msg)
 {
     g_queue_push_tail(m->whole, msg);
     m->whole_bytes += msg->len;
+    model_count(m, &m->in, msg);
 }
 
 static void model_remove_first(Model *m)
@@ -158,9 +172,14 @@ static size_t assert_peek(Model *m)
     return len;
 }
 
-static void assert_bytes(Model *m)
+static void assert_counts(Model *m)
 {
     g_assert_cmpuint(m->q.bytes, ==, m->whole_bytes - m->consumed + m->put);
+    g_assert_cmpuint(m->q.packets, ==, g_queue_get_length(m->whole));
+    g_assert_cmpuint(m->q.in.packets, ==, m->in.packets);
+    g_assert_cmpuint(m->q.in.bytes, ==, m->in.bytes);
+    g_assert_cmpuint(m->q.out.packets, ==, m->out.packets);
+    g_assert_cmpuint(m->q.out.bytes, ==, m->out.bytes);
 }
 
 
@@ -240,6 +259,7 @@ static void step_consume(Model *m)
         m->consumed += n;
         len -= n;
         if (m->consumed == msg->len) {
+            model_count(m, &m->out, msg);
             model_remove_first(m);
         }
     }
@@ -284,6 +304,40 @@ static void step_discard(Model *m)
     model_drop_part(m);
 }
 
+/* All whole messages, if a reader has not begun with one */
+static void step_drop(Model *m)
+{
+    if (m->consumed) {
+        return;
+    }
+    g_assert_cmpuint(packet_queue_drop(&m->q),
+                     ==, g_queue_get_length(m->whole));
+    while (!g_queue_is_empty(m->whole)) {
+        model_remove_first(m);
+    }
+}
+
+/* Past the queue, if that is in order */
+static void step_pass(Model *m)
+{
+    g_autoptr(GByteArray) piece = g_byte_array_new();
+
+    if (m->part || !g_queue_is_empty(m->whole)) {
+        return;
+    }
+    for (int i = random_to(m, 3); i >= 0; i--) {
+        g_autoptr(GByteArray) msg = model_message(m, random_payload_len(m),
+                                                  random_to(m, 24));
+
+        model_count(m, &m->in, msg);
+        model_count(m, &m->out, msg);
+        g_byte_array_append(piece, msg->data, msg->len);
+    }
+    g_assert_cmpuint(packet_queue_whole(&m->q, piece->data, piece->len),
+                     ==, piece->len);
+    packet_queue_pass(&m->q, piece->data, piece->len);
+}
+
 /* A length that cannot be; the stream ends there */
 static void step_too_long(Model *m)
 {
@@ -324,6 +378,10 @@ static void step(Model *m, bool fill)
         step_truncate(m);
     } else if (kind < 72) {
         step_rewind(m);
+    } else if (kind < 74) {
+        step_drop(m);
+    } else if (kind < 90) {
+        step_pass(m);
     } else if (kind < (fill ? 300 : 800)) {
         step_consume(m);
     } else if (m->part || random_to(m, 1)) {
@@ -331,7 +389,7 @@ static void step(Model *m, bool fill)
     } else {
         step_put(m);
     }
-    assert_bytes(m);
+    assert_counts(m);
     assert_peek(m);
 }
 
@@ -342,7 +400,7 @@ static void drain(Model *m)
         step_consume(m);
     }
     g_assert_cmpuint(assert_peek(m), ==, 0);
-    assert_bytes(m);
+    assert_counts(m);
 }
 
 static void test_random(const void *opaque)
@@ -372,13 +430,13 @@ static void put_in_two(Model *m, size_t payload_len, size_t cut)
     m->part = model_message(m, payload_len, 0);
     m->put = cut;
     g_assert_cmpuint(packet_queue_put_bytes(&m->q, m->part->data, cut), ==, 0);
-    assert_bytes(m);
+    assert_counts(m);
     assert_peek(m);
     g_assert_cmpuint(packet_queue_put_bytes(&m->q, m->part->data + cut,
                                             m->part->len - cut), ==, 0);
     m->put = 0;
     model_add(m, g_steal_pointer(&m->part));
-    assert_bytes(m);
+    assert_counts(m);
     assert_peek(m);
 }
 
@@ -422,7 +480,7 @@ static void test_longest(const void *opaque)
         g_assert_cmpuint(packet_queue_put_bytes(&m.q, m.part->data + m.put, 1),
                          ==, 0);
         m.put++;
-        assert_bytes(&m);
+        g_assert_cmpuint(m.q.bytes, ==, m.put);
     }
     m.put = 0;
     model_add(&m, g_steal_pointer(&m.part));

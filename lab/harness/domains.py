@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is asserted of QEMU under libvirt, for several ways to run it (WAYS).
+
+Frames flow.  Two domains without an operating system on host a; every byte that
+arrives is compared:
+
+    client --- switch --- br0 - vnetN                vnetM - br1
+                                  | capture            ^ | inject, and read by
+                                  v                    | v QEMU
+                             domain "source" -> domain "destination" -> we
+
+Migration.  The lab's guest, under the lab's stream, from host a to host b and
+back by "virsh migrate", with the same XML on both hosts.  In one way once more
+with its filters off, to see that there was something to save.
+
+    way            QEMU is                   in the XML of the guest
+    root           root's                    in_netdev, out_netdev
+    capability     of libvirt's default      the same
+                   user, the binary has
+                   CAP_NET_RAW
+    helper         of that user, without     the same, with packet_helper
+                   a sandbox
+    unprivileged   of that user              outdev at the source, indev at the
+                                             destination, and no packet socket
+
+In the unprivileged way frames flow because libvirt-packet-agent passes sockets
+to the running domains: first its own, then the helper's.
+
+Afterwards nothing may be left of the domains.
+"""
+import os
+import random
+import socket
+import struct
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from . import LabError, PATIENCE, count, libvirt, migrate, products, report
+from .libvirt import Host
+from .migrate import PORT, Conditions
+from .peer import Peer
+from .system import (CLIENT_ADDRESS, CLIENT_MAC, GUEST_ADDRESS, GUEST_MAC,
+                     LINK_ADDRESS, System)
+
+AGENT = (products.ROOT / '.qemu' / 'src' / 'contrib' / 'packet-redirect' /
+         'libvirt-packet-agent')
+HELPER = '/usr/local/libexec/qemu-packet-helper'
+CAP_NET_RAW = 1 << 13
+CHANNEL = 4100                  # TCP port of the captured frames
+SEEN = 4200                     # where the destination's QEMU tells what it got
+FLOW_MAC = '52:54:00:77:01:01'
+FRAMES = 300
+CONDITIONS = Conditions(rate=500, answers=500)
+
+
+class Way(NamedTuple):
+    """How QEMU is run, and what is tried."""
+    name: str
+    conf: str = ''              # more lines of qemu.conf
+    setup: str = ''             # shell commands on each host
+    options: str = ''           # more, of filters with packet sockets
+    sockets: bool = True        # the XML has in_netdev and out_netdev
+    flow: bool = True
+    migration: bool = True
+    stock: bool = False         # once more with the filters off
+
+
+ALLOW_HELPER = f"""
+setcap cap_net_raw+ep {HELPER}
+echo 'allow vnet*' > /usr/local/etc/qemu/packet.conf
+"""
+
+WAYS = (Way('root', 'user = "root"\ngroup = "root"\n', stock=True),
+        # As the manual says
+        Way('capability', setup=f"""
+            chgrp libvirt-qemu {libvirt.QEMU}
+            chmod 750 {libvirt.QEMU}
+            setcap cap_net_raw+ep {libvirt.QEMU}""", flow=False),
+        Way('helper', 'seccomp_sandbox = 0\n', ALLOW_HELPER,
+            f',packet_helper={HELPER}', migration=False),
+        Way('unprivileged', setup=ALLOW_HELPER, sockets=False))
+
+
+def qemu_commandline(arguments):
+    return ''.join(f"<qemu:arg value='{a}'/>" for a in arguments)
+
+
+def domain(name, mac, bridge, arguments, boot=''):
+    """XML.  ARGUMENTS: of QEMU, beside libvirt's own"""
+    return f'''
+<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>{name}</name>
+  <memory unit='MiB'>128</memory>
+  <os><type arch='x86_64' machine='q35'>hvm</type>{boot}</os>
+  <cpu mode='maximum'/>
+  <devices>
+    <emulator>{libvirt.QEMU}</emulator>
+    <controller type='usb' model='none'/>
+    <interface type='bridge'>
+      <mac address='{mac}'/>
+      <source bridge='{bridge}'/>
+      <model type='virtio'/>
+      <rom enabled='no'/>
+    </interface>
+    <serial type='file'>
+      <source path='/var/log/libvirt/qemu/{name}-console.log'/>
+    </serial>
+    <memballoon model='none'/>
+  </devices>
+  <qemu:commandline>{qemu_commandline(arguments)}</qemu:commandline>
+</domain>
+'''
+
+
+# -- frames flow ---------------------------------------------------------------
+
+def frames():
+    """Of all lengths, with a number and bytes that depend on it."""
+    head = bytes.fromhex((FLOW_MAC + CLIENT_MAC).replace(':', '')) + b'\x88\xb5'
+    for n in range(FRAMES):
+        body = struct.pack('>I', n) + bytes((n + i) % 256 for i in range(1496))
+        yield (head + body)[:60 + n * (1514 - 60) // (FRAMES - 1)]
+
+
+class Seen:
+    """What the destination's QEMU has read from its TAP, as it tells it."""
+
+    def __init__(self, system):
+        self.listener = system.socket('a', socket.AF_INET, socket.SOCK_STREAM)
+        self.listener.bind(('127.0.0.1', SEEN))
+        self.listener.listen(1)
+        self.listener.settimeout(20 * PATIENCE)
+
+    def connect(self):
+        self.socket = self.listener.accept()[0]
+        self.socket.settimeout(20 * PATIENCE)
+
+    def read(self, n):
+        data = b''
+        while len(data) < n:
+            more = self.socket.recv(n - len(data))
+            if not more:
+                raise LabError('the destination has closed the connection')
+            data += more
+        return data
+
+    def frame(self):
+        length, header = struct.unpack('>II', self.read(8))
+        return self.read(length)[header:]
+
+    def close(self):
+        self.socket.close()
+
+
+def flow_arguments(way):
+    """Of the source and the destination."""
+    source = ['-chardev', f'socket,id=m0,host=127.0.0.1,port={CHANNEL},'
+                          'reconnect-ms=100']
+    destination = ['-chardev', f'socket,id=m0,host=127.0.0.1,port={CHANNEL},'
+                               'server=on,wait=off',
+                   '-chardev', f'socket,id=see,host=127.0.0.1,port={SEEN}']
+    if way.sockets:
+        source += ['-object', 'filter-redirector,id=cap0,netdev=hostnet0,'
+                              f'in_netdev=hostnet0,outdev=m0{way.options}']
+        destination += ['-object', 'filter-redirector,id=inj0,netdev=hostnet0,'
+                                   'indev=m0,out_netdev=hostnet0'
+                                   + way.options]
+    destination += ['-object', 'filter-redirector,id=see0,netdev=hostnet0,'
+                               'queue=tx,outdev=see,vnet_hdr_support=on']
+    return source, destination
+
+
+def wait_for(what, get):
+    deadline = time.monotonic() + 20 * PATIENCE
+    while not get():
+        if time.monotonic() > deadline:
+            raise LabError(f'{what} after 20 s')
+        time.sleep(0.05)
+
+
+def wait_connected(host, name):
+    wait_for(f'{name}: m0 is not connected', lambda: 'disconnected' not in
+             next(line for line in host.hmp(name, 'info chardev').splitlines()
+                  if line.startswith('m0:')))
+
+
+def status(pid, name):
+    for line in Path(f'/proc/{pid}/status').read_text().splitlines():
+        if line.startswith(f'{name}:'):
+            return line.split()[1]
+    raise LabError(f'/proc/{pid}/status has no {name}')
+
+
+def capabilities(pid):
+    """All that it has, or could get back."""
+    return sum({int(status(pid, f'Cap{s}'), 16)
+                for s in ('Inh', 'Prm', 'Eff', 'Amb')})
+
+
+def fds(pid):
+    return len(os.listdir(f'/proc/{pid}/fd'))
+
+
+def agent(host, *arguments):
+    return host.run('/usr/bin/python3', AGENT, *arguments)
+
+
+def check_flow(system, host, way):
+    """[(name, kept, figures)]"""
+    system.ip('a', 'link', 'add', 'br1', 'type', 'bridge')
+    system.ip('a', 'link', 'set', 'br1', 'up')
+    client = system.socket('client', socket.AF_PACKET, socket.SOCK_RAW, 0)
+    client.bind(('eth0', 0))
+    seen = Seen(system)
+    before = host.traces()
+    arguments = dict(zip(('source', 'destination'), flow_arguments(way)))
+    for name, bridge in ('destination', 'br1'), ('source', 'br0'):
+        host.define(domain(name, FLOW_MAC, bridge, arguments[name]))
+        host.virsh('start', name)
+        if name == 'destination':
+            seen.connect()
+    wait_connected(host, 'source')
+    pids = {name: host.qemu(name) for name in arguments}
+    if way.name != 'root':
+        yield (f'libvirt-{way.name}-has-no-privileges',
+               status(pids['source'], 'Uid') != '0' and
+               not any(map(capabilities, pids.values())),
+               f'uid {status(pids["source"], "Uid")}, effective capabilities '
+               f'{status(pids["source"], "CapEff")}, seccomp mode '
+               f'{status(pids["source"], "Seccomp")}')
+
+    sent = list(frames())
+    counts = {name: fds(pid) for name, pid in pids.items()}
+    for more in ([],) if way.sockets else ([], ['--helper', HELPER]):
+        if not way.sockets:
+            agent(host, *more, 'inject', 'destination', 'net0', 'm0')
+            agent(host, *more, 'capture', 'source', 'net0', 'm0')
+        for frame in sent:
+            client.send(frame)
+        got = [seen.frame() for _ in sent]
+        yield (f'libvirt-{way.name}-frames-flow{"-by-helper" * bool(more)}',
+               got == sent,
+               f'{sum(a == b for a, b in zip(got, sent))} of {len(sent)} '
+               'frames have arrived as they were sent')
+        if not way.sockets and not more:
+            agent(host, 'remove', 'capture', 'source', 'net0')
+            agent(host, 'remove', 'inject', 'destination', 'net0')
+            now = {name: fds(pid) for name, pid in pids.items()}
+            yield ('libvirt-agent-leaves-nothing', now == counts,
+                   f'open fds of QEMU before and after: {counts}, {now}')
+    # Those with sockets end with them open
+    for name in arguments:
+        host.remove(name)
+    seen.close()
+    left = host.left(before)
+    yield (f'libvirt-{way.name}-flow-leaves-nothing', not left,
+           left or 'nothing left')
+
+
+# -- migration -------------------------------------------------------------------
+
+def migration_arguments(way):
+    """The same on both hosts.  Who runs listens for the next destination, which
+    connects to it."""
+    in_netdev, out_netdev = (('in_netdev=hostnet0,', ',out_netdev=hostnet0')
+                             if way.sockets else
+                             ('', ',enable_when_stopped=off'))
+    return ['-chardev', 'socket,id=m0,host=0.0.0.0,port=4000,server=on,'
+                        'wait=off,nodelay=on',
+            '-object', f'filter-redirector,id=cap0,netdev=hostnet0,{in_netdev}'
+                       'outdev=m0,enable_when_running=off,'
+                       'enable_when_stopped=on,vnet_hdr_support=on',
+            '-chardev', 'socket,id=m1,host=peer,port=4000,nodelay=on,'
+                        'reconnect-ms=100',
+            '-object', 'filter-redirector,id=inj0,netdev=hostnet0,indev=m1'
+                       f'{out_netdev},vnet_hdr_support=on']
+
+
+def guest_boot():
+    append = migrate.kernel_arguments()
+    return ('<kernel>/var/lib/libvirt/boot/vmlinuz</kernel>'
+            '<initrd>/var/lib/libvirt/boot/initramfs</initrd>'
+            f'<cmdline>{append}</cmdline>')
+
+
+def check_migration(system, hosts, way, say):
+    """[(name, kept, figures)]"""
+    c = CONDITIONS
+    before = {host.name: host.traces() for host in hosts}
+    a, b = hosts
+    a.define(domain('guest', GUEST_MAC, 'br0', migration_arguments(way),
+                    guest_boot()))
+    a.virsh('start', 'guest')
+    control = system.udp_socket('client')
+    guest = Peer('guest (see libvirt-*-guest-console.log)', control,
+                 GUEST_ADDRESS, PORT, system.check)
+    guest.counters('status', 60)
+    system.start('client', 'client',
+                 [str(products.directory().resolve() / 'stream'), str(PORT)],
+                 str(a.logs / f'libvirt-{way.name}-client.log'))
+    client = Peer('client', control, CLIENT_ADDRESS, PORT, system.check)
+    number = random.randrange(1, 1 << 31)
+    guest.ask(f'set {number} {CLIENT_ADDRESS} {PORT} {c.answers} {c.size} '
+              f'{c.dirty}')
+    client.ask(f'set {number} {GUEST_ADDRESS} {PORT} {c.rate} {c.size} 0')
+    guest.ask('go')
+    client.ask('go')
+
+    def traffic(seconds):
+        sent = client.counters('status')['sent']
+        client.ask(f'wait sent {sent + int(seconds * c.rate)}', seconds + 20)
+        guest.counters('status', 30)
+
+    begins = [client.counters('status')['clock']]
+    traffic(1)
+    if way.name == 'capability':
+        yield ('libvirt-capability-is-all-there-is',
+               capabilities(a.qemu('guest')) == CAP_NET_RAW and
+               status(a.qemu('guest'), 'Seccomp') == '2',
+               f'effective {status(a.qemu("guest"), "CapEff")}')
+    for source, destination, ours in ((a, b, True), (b, a, True),
+                                      (a, b, False))[:2 + way.stock]:
+        last = destination
+        if not ours:
+            source.hmp('guest', 'qom-set /objects/cap0 status off')
+        begins.append(client.counters('status')['clock'])
+        say(f'libvirt, {way.name}: from {source.name} to {destination.name}')
+        source.virsh('migrate', '--live', '--p2p', '--persistent',
+                     '--undefinesource', 'guest', destination.uri,
+                     '--migrateuri', f'tcp://{LINK_ADDRESS[destination.name]}')
+        traffic(1)
+    client.ask('stop')
+    at_guest = guest.counters('stop', 30)
+    at_client = client.counters('status')
+    records = {'to_guest': guest.records(), 'to_client': client.records()}
+    last.remove('guest')
+
+    charged = count.charge(at_client['sent'], records['to_guest'], begins)
+    back = migrate.one_way(at_guest, at_client, records['to_client'])
+    damaged = (migrate.one_way(at_client, at_guest, records['to_guest'])
+               ['damaged'] + back['damaged'])
+    for row, text in zip(charged[1:], ('there', 'back')):
+        faults = row['lost'] + row['duplicated'] + charged[0]['lost']
+        # Only out_netdev delivers before the announcement brings more
+        if way.sockets:
+            faults += max(row['reordered'] - report.REORDERED, 0)
+        yield (f'libvirt-{way.name}-migration-{text}-is-exact',
+               not faults + damaged + back['lost'],
+               f'{row["lost"]} lost, {row["duplicated"]} duplicated, '
+               f'{row["reordered"]} reordered to the guest; in all '
+               f'{back["lost"]} lost from it, {damaged} damaged')
+    if way.stock:
+        yield ('libvirt-migration-without-filter-loses-packets',
+               charged[3]['lost'] > report.STOCK_LOSES,
+               f'{charged[3]["lost"]} lost')
+    left = '; '.join(filter(None, (host.left(before[host.name])
+                                   for host in hosts)))
+    yield (f'libvirt-{way.name}-migration-leaves-nothing', not left,
+           left or 'nothing left')
+
+
+# -- all -------------------------------------------------------------------------
+
+def checked(logs, say=lambda line: None):
+    logs = Path(logs)
+    logs.mkdir(parents=True, exist_ok=True)
+    products.build(say)
+    libvirt.unpacked(say)
+    for way in WAYS:
+        hosts = []
+        try:
+            with System(1000, CONDITIONS.link) as system:
+                try:
+                    for name, peer in ('a', 'b'), ('b', 'a'):
+                        host = Host(system, name, logs, way.conf,
+                                    LINK_ADDRESS[peer])
+                        hosts.append(host)
+                        host.run('sh', '-ec', way.setup)
+                        if not way.migration:
+                            break
+                    if way.flow:
+                        yield from check_flow(system, hosts[0], way)
+                    if way.migration:
+                        yield from check_migration(system, hosts, way, say)
+                finally:
+                    for host in hosts:
+                        host.save_logs()
+        except (LabError, OSError) as e:
+            yield f'libvirt-{way.name}', False, ' '.join(str(e).split())

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""TLS for the connection of the two filters: certificates, QEMU's arguments, and
+a look at what is on the wire.
+
+An authority of our own signs one certificate for host a, which listens, and one
+for host b, which connects; each QEMU verifies the other.
+"""
+import re
+import subprocess
+import time
+from pathlib import Path
+
+from . import LabError, PATIENCE, products
+from .system import LINK_ADDRESS
+
+STREAM = b'LABD'                # begins each packet of guest/stream.c
+LEAST = 8000                    # bytes of a capture; half of it is the handshake
+ENDS = {'server': ('a', 'tls_www_server'), 'client': ('b', 'tls_www_client')}
+
+
+def certificates():
+    """The directory with those of both ends; made if missing."""
+    out = products.directory().resolve() / 'tls'
+    done = out / 'done'
+    if done.exists() and done.stat().st_mtime > time.time() - 86400:
+        return out
+    out.mkdir(parents=True, exist_ok=True)
+    done.unlink(missing_ok=True)
+
+    def certtool(*arguments):
+        products.run('certtool', *arguments, cwd=out,
+                     way_out='(package gnutls-bin)')
+
+    def template(name, text):
+        (out / f'{name}.cfg').write_text(f'{text}\nexpiration_days = 3\n')
+
+    template('ca', 'cn = "the lab"\nca\ncert_signing_key')
+    certtool('--generate-privkey', '--key-type=ecdsa', '--outfile=ca-key.pem')
+    certtool('--generate-self-signed', '--load-privkey=ca-key.pem',
+             '--template=ca.cfg', '--outfile=ca-cert.pem')
+    for end, (host, purpose) in ENDS.items():
+        template(end, f'cn = "host {host}"\nsigning_key\n{purpose}\n'
+                      f'ip_address = "{LINK_ADDRESS[host]}"')
+        certtool('--generate-privkey', '--key-type=ecdsa',
+                 f'--outfile={end}-key.pem')
+        certtool('--generate-certificate', f'--load-privkey={end}-key.pem',
+                 '--load-ca-certificate=ca-cert.pem',
+                 '--load-ca-privkey=ca-key.pem', f'--template={end}.cfg',
+                 f'--outfile={end}-cert.pem')
+    done.touch()
+    return out
+
+
+def secure(arguments, end):
+    """ARGUMENTS of a QEMU with a socket chardev, with TLS for that."""
+    i = next(i for i, a in enumerate(arguments) if a.startswith('socket,'))
+    return ['-object', f'tls-creds-x509,id=tls0,dir={certificates()},'
+                       f'endpoint={end},verify-peer=on',
+            *arguments[:i], arguments[i] + ',tls-creds=tls0',
+            *arguments[i + 1:]]
+
+
+class Sniffer:
+    """Keeps what TCP PORT carries over an interface of HOST."""
+
+    def __init__(self, system, host, interface, port, log):
+        self.path = Path(log).with_suffix('.pcap')
+        self.path.unlink(missing_ok=True)
+        self.child = system.start(
+            'tcpdump', host, ['tcpdump', '-Z', 'root', '-U', '-n', '-s', '0',
+                              '-B', '8192', '-i', interface, '-w',
+                              str(self.path), f'tcp port {port}'],
+            f'{log}.log')
+        self.system = system
+        # It says so when it has begun to listen
+        deadline = time.monotonic() + 10 * PATIENCE
+        while b'listening on' not in Path(f'{log}.log').read_bytes():
+            self.child.check()
+            if time.monotonic() > deadline:
+                raise LabError(f'tcpdump does not begin (see {log}.log)')
+            time.sleep(0.01)
+
+    def check(self):
+        """Raise if nothing was carried, or packets of the stream in clear."""
+        self.system.disown(self.child)
+        try:
+            said = self.child.terminate(10)
+        except subprocess.TimeoutExpired:
+            raise LabError('tcpdump does not end') from None
+        data = self.path.read_bytes()
+        missed = re.search(r'(\d+) packets? dropped by kernel', said)
+        if not missed or int(missed[1]):
+            raise LabError(f'tcpdump has missed packets: {said.strip()}')
+        if STREAM in data:
+            raise LabError('TLS was asked for, but packets of the stream are '
+                           f'readable on the wire (see {self.path})')
+        if len(data) < LEAST:
+            raise LabError('nothing went over the connection of the filters '
+                           f'(see {self.path})')
