@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -149,6 +150,17 @@ def add_user():
                 f.write(line + '\n')
 
 
+def open_device(path):
+    """Let every user of this host use a device, as udev's rules have it.  Of a
+    /dev/kvm that QEMU may not open libvirt asks QEMU again and again."""
+    if os.path.exists(path):
+        number = os.stat(path).st_rdev
+        node = f'/run/{os.path.basename(path)}'
+        os.mknod(node, stat.S_IFCHR, number)
+        os.chmod(node, 0o666)
+        transcript.mount('--bind', node, path)
+
+
 def prepare(root, conf=''):
     """Turn the namespaces that we are in into a host whose libvirt has its
     files in ROOT.  /run is a tmpfs of ours.  CONF: more lines of qemu.conf"""
@@ -165,6 +177,7 @@ def prepare(root, conf=''):
     subprocess.run(['umount', QEMU], check=True)
     shutil.copy(products.qemu_binary(), QEMU)
     add_user()
+    open_device('/dev/kvm')
     Path('/etc/libvirt/qemu.conf').write_text(CONTAINER + conf)
     subprocess.run(['ip', 'link', 'set', 'lo', 'up'], check=True)
 

@@ -831,13 +831,14 @@ void filter_set_status(Env *e, const char *id, bool on)
                              " 'value': %s } }", path, on ? "on" : "off");
 }
 
-uint64_t filter_dropped(Env *e, const char *id, const char *reason)
+uint64_t filter_stat(Env *e, const char *id, const char *group,
+                     const char *name)
 {
     QDict *resp = qtest_qmp(e->qts, "{ 'execute': 'query-netfilter-stats',"
                             " 'arguments': { 'name': %s } }", id);
     QDict *filter = qobject_to(QDict, qlist_peek(qdict_get_qlist(resp,
                                                                  "return")));
-    uint64_t n = qdict_get_uint(qdict_get_qdict(filter, "dropped"), reason);
+    uint64_t n = qdict_get_uint(qdict_get_qdict(filter, group), name);
 
     qobject_unref(resp);
     return n;

@@ -224,8 +224,9 @@ QDict *object_add(Env *e, const char *type, const char *id,
 void filter_add(Env *e, const char *id, const char *props);
 void filter_del(Env *e, const char *id);
 void filter_set_status(Env *e, const char *id, bool on);
-/* Of query-netfilter-stats: the frames that it has lost for this reason */
-uint64_t filter_dropped(Env *e, const char *id, const char *reason);
+/* A number of query-netfilter-stats, in one of its groups */
+uint64_t filter_stat(Env *e, const char *id, const char *group,
+                     const char *name);
 
 /* Make @fd known to QEMU as @name */
 void send_fd(Env *e, int fd, const char *name);

@@ -10,8 +10,8 @@
  * two have had the same format for long, and both must find in them what the
  * other has put there.
  *
- *   capture   host -> TAP -> in_netdev -> peer's filter-redirector -> its guest,
- *             or its network
+ *   capture   host -> TAP -> in_netdev -> peer's filter-redirector -> its
+ *             guest, or its network
  *   inject    host -> peer's TAP -> its filter-mirror or filter-redirector ->
  *             out_netdev -> TAP -> guest
  *   compare   host -> TAP -> two filters of one QEMU -> colo-compare of the
@@ -194,8 +194,8 @@ static void send_and_expect(Tap *tap, bool vnet, Receive *receive, void *from)
                    "-device virtio-net-pci,netdev=n0,romfile= "
 
 /*
- * Start one whose TAPs have these names; with a NIC it has vnet headers, without
- * it has hubs, and a guest behind each
+ * Start one whose TAPs have these names; with a NIC it has vnet headers,
+ * without it has hubs, and a guest behind each
  */
 static void start(Env *e, const char *binary_var, const char *const *names,
                   int taps, bool nic, const char *options)

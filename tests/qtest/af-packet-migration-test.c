@@ -1104,6 +1104,37 @@ static void assert_run_state(Env *e, const char *state)
     qobject_unref(resp);
 }
 
+/* The VM is here and a part of its memory there; returns the next frame */
+static uint32_t transfer_in_postcopy(Env *from, Env *to, uint32_t seq,
+                                     int on_their_way)
+{
+    qtest_qmp_eventwait(to->qts, "RESUME");
+    wait_migration(from, "postcopy-active");
+    wire_expect_range(to->guest[0], seq, seq + on_their_way, FRAME_LEN);
+    seq += on_their_way;
+    host_send_range(&from->tap[0], seq, seq + MANY, FRAME_LEN);
+    wire_expect_range(to->guest[0], seq, seq + MANY, FRAME_LEN);
+    wait_migration(from, "postcopy-active");
+    migrate_bandwidth(from, "max-postcopy-bandwidth", 0);
+    return seq + MANY;
+}
+
+/* What the source has sent, and what is here, is what the test thinks */
+static void assert_transferred(const Transfer *t, Env *from, Env *to)
+{
+    QDict *resp = qtest_qmp_assert_success_ref(from->qts, "{ 'execute':"
+                                               " 'query-migrate' }");
+    QDict *ram = qdict_get_qdict(resp, "ram");
+    uint8_t byte;
+
+    g_assert_true(!g_str_has_prefix(t->name, "multifd") ||
+                  qdict_get_int(ram, "multifd-bytes") >= RAM_SIZE);
+    qobject_unref(resp);
+    qtest_memread(to->qts, RAM_BEGIN + RAM_SIZE - 1, &byte, 1);
+    g_assert_cmpint(byte, ==, 0x5a);
+    assert_run_state(to, "running");
+}
+
 /*
  * Frames come before the source is told to go on, while it does so, while
  * postcopy has a VM here and memory there, and after the end.  The guest gets
@@ -1115,7 +1146,6 @@ static void test_transfer(const void *opaque)
     g_autofree char *uri = g_strdup_printf("unix:%s/migration", tmpdir);
     g_autofree char *path = g_strdup_printf("%s/m0", tmpdir);
     uint32_t seq = 1000;
-    uint8_t byte;
     Env from, to;
 
     if (!transfer_start(t, uri, &from, &to)) {
@@ -1129,7 +1159,7 @@ static void test_transfer(const void *opaque)
     if (t->postcopy) {
         /* It does not get done before postcopy begins, or is to end */
         migrate_bandwidth(&from, "max-bandwidth", 64 * KiB);
-        migrate_bandwidth(&from, "max-postcopy-bandwidth", 64 * KiB);
+        migrate_bandwidth(&from, "max-postcopy-bandwidth", 4 * KiB);
     }
     migration_start(&from, uri);
     if (t->postcopy) {
@@ -1142,15 +1172,7 @@ static void test_transfer(const void *opaque)
     host_send_range(&from.tap[0], seq + MANY, seq + 2 * MANY, FRAME_LEN);
 
     if (t->postcopy) {
-        qtest_qmp_eventwait(to.qts, "RESUME");
-        wait_migration(&from, "postcopy-active");
-        wire_expect_range(to.guest[0], seq, seq + 2 * MANY, FRAME_LEN);
-        seq += 2 * MANY;
-        host_send_range(&from.tap[0], seq, seq + MANY, FRAME_LEN);
-        wire_expect_range(to.guest[0], seq, seq + MANY, FRAME_LEN);
-        seq += MANY;
-        wait_migration(&from, "postcopy-active");
-        migrate_bandwidth(&from, "max-postcopy-bandwidth", 0);
+        seq = transfer_in_postcopy(&from, &to, seq, 2 * MANY);
     }
     wait_migration(&from, "completed");
     wait_migration(&to, "completed");
@@ -1168,11 +1190,7 @@ static void test_transfer(const void *opaque)
     wire_expect_range(to.guest[0], seq, seq + MANY, FRAME_LEN);
     assert_silent(&from, from.guest[0]);
     assert_silent(&to, to.guest[0]);
-
-    /* And it is the same VM */
-    qtest_memread(to.qts, RAM_BEGIN + RAM_SIZE - 1, &byte, 1);
-    g_assert_cmpint(byte, ==, 0x5a);
-    assert_run_state(&to, "running");
+    assert_transferred(t, &from, &to);
     env_stop(&from);
     env_stop(&to);
     unlink(path);

@@ -3658,6 +3658,7 @@ int main(int argc, char **argv)
     tmpdir = g_dir_make_tmp("af-packet-test.XXXXXX", NULL);
     g_assert_nonnull(tmpdir);
     host_init();
+    suite = "/af-packet";
 
     qtest_add_func("/af-packet/errors/filter/qmp", test_filter_errors_qmp);
     qtest_add_func("/af-packet/errors/filter/command-line",

@@ -527,7 +527,7 @@ static void test_ring_full(void)
         got = count(&e, "f0", "in-netdev.packets");
     } while (got + count(&e, "f0", "dropped.ring-full") < n);
     g_test_message("%" PRIu64 " of %d", got, n);
-    g_assert_cmpint(got, >=, 100);
+    g_assert_cmpint(got, >, 0);
     g_assert_cmpint(got, <, n);
     assert_dropped(&e, "f0", "ring-full", n - got);
     env_stop(&e);
