@@ -7,12 +7,15 @@
 #   QEMU_SOURCE  take QEMU's source from here instead of the Debian mirror:
 #                a folder with the source package, an unpacked tree, or a
 #                git clone at the tag
+#   PREFIX       where `make install` puts QEMU
+#   CONFIGURE    more options of QEMU's configure, for `make install`
 
 QEMU_DIR ?= .qemu
+PREFIX ?= /opt/qemu-redirect
 export QEMU_DIR
 
 .PHONY: help deps src build check demo export verify verify-each series clean \
-	check-all bench
+	check-all bench install
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | \
@@ -34,6 +37,9 @@ check-all: build ## every cell of the migration matrix, with vhost-net (slow)
 	@lab/matrix --all
 	@lab/pingpong 100
 	@lab/tcp 1000
+
+install: src ## compile for PREFIX (/opt/qemu-redirect), and install there
+	@PREFIX="$(PREFIX)" CONFIGURE="$(CONFIGURE)" dev/build install
 
 demo: build ## the main job on real input; ends with a table and a picture
 	@lab/demo

@@ -7,6 +7,7 @@
  *   lab.address=10.77.0.2       eth0's address, in a /24
  *   lab.peer=10.77.0.1          the client and its MAC address, entered as a
  *   lab.peer_mac=52:54:...      fixed neighbour: ARP is no part of the test
+ *   lab.address1=, lab.peer1=   the same for eth1, if there is one
  *   lab.port=7000               where /stream (UDP) and /bulk (TCP) listen
  *
  * When a step fails, it says which and ends.  The kernel then panics, and with
@@ -96,23 +97,25 @@ static void raise_udp_memory(void)
     close(fd);
 }
 
-static void configure_network(void)
+static void configure_network(const char *name, const char *address,
+                              const char *peer)
 {
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    struct ifreq ifr = { .ifr_name = "eth0" };
+    struct ifreq ifr = { 0 };
     struct arpreq arp = { .arp_flags = ATF_PERM | ATF_COM };
     unsigned char *mac = (unsigned char *)arp.arp_ha.sa_data;
 
-    set_address(&ifr.ifr_addr, setting("lab.address"));
-    check(ioctl(fd, SIOCSIFADDR, &ifr), "eth0's address");
+    strcpy(ifr.ifr_name, name);
+    set_address(&ifr.ifr_addr, setting(address));
+    check(ioctl(fd, SIOCSIFADDR, &ifr), address);
     set_address(&ifr.ifr_netmask, "255.255.255.0");
-    check(ioctl(fd, SIOCSIFNETMASK, &ifr), "eth0's netmask");
+    check(ioctl(fd, SIOCSIFNETMASK, &ifr), "the netmask");
     ifr.ifr_flags = IFF_UP | IFF_RUNNING;
-    check(ioctl(fd, SIOCSIFFLAGS, &ifr), "eth0 up");
+    check(ioctl(fd, SIOCSIFFLAGS, &ifr), "the interface up");
 
-    set_address(&arp.arp_pa, setting("lab.peer"));
+    set_address(&arp.arp_pa, setting(peer));
     arp.arp_ha.sa_family = ARPHRD_ETHER;
-    strcpy(arp.arp_dev, "eth0");
+    strcpy(arp.arp_dev, name);
     sscanf(setting("lab.peer_mac"), "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx",
            mac, mac + 1, mac + 2, mac + 3, mac + 4, mac + 5);
     check(ioctl(fd, SIOCSARP, &arp), "the client's neighbour entry");
@@ -134,7 +137,10 @@ int main(void)
 
     load_modules();
     raise_udp_memory();
-    configure_network();
+    configure_network("eth0", "lab.address", "lab.peer");
+    if (strstr(cmdline, "lab.address1=")) {
+        configure_network("eth1", "lab.address1", "lab.peer1");
+    }
     printf("lab init: eth0 is %s\n", setting("lab.address"));
     if (!fork()) {
         execl("/bulk", "bulk", "sink", setting("lab.port"), NULL);

@@ -26,7 +26,8 @@
  *   set RUN HOST PORT RATE SIZE DIRTY
  *                   forget the last run; record packets of this one; be ready
  *                   to send RATE packets/s of SIZE bytes to HOST:PORT, and to
- *                   write to DIRTY MiB of memory every 100 ms
+ *                   write to DIRTY MiB of memory every 100 ms.  HOST may be
+ *                   two addresses, A,B, which get every other packet
  *   go              do so
  *   wait sent|received N
  *                   answer once that many packets were sent, or received
@@ -78,7 +79,7 @@ static struct {
 
     /* what the last set command asked for */
     uint32_t run;
-    struct sockaddr_in peer;
+    struct sockaddr_in peer[2];
     uint64_t interval_ns;               /* 0: send nothing */
     uint32_t size;
     uint8_t *memory;
@@ -173,7 +174,8 @@ static bool send_one(void)
     }
     crc = crc32(buf, body);
     memcpy(buf + body, &crc, sizeof(crc));
-    if (sendto(s.fd, buf, s.size, 0, (void *)&s.peer, sizeof(s.peer)) < 0) {
+    if (sendto(s.fd, buf, s.size, 0, (void *)&s.peer[s.sent % 2],
+               sizeof(s.peer[0])) < 0) {
         s.send_errors++;                /* the number is used again */
         return false;
     }
@@ -212,7 +214,7 @@ static void answer(const struct sockaddr_in *to, const void *buf, size_t len)
 static bool set(const char *arguments)
 {
     unsigned run, port, rate, size, dirty;
-    char host[64];
+    char host[64], *second;
 
     if (sscanf(arguments, "%u %63s %u %u %u %u",
                &run, host, &port, &rate, &size, &dirty) != 6 ||
@@ -223,9 +225,17 @@ static bool set(const char *arguments)
         return true;                    /* asked again */
     }
     s.run = run;
-    s.peer = (struct sockaddr_in) { .sin_family = AF_INET,
-                                    .sin_port = htons(port) };
-    inet_pton(AF_INET, host, &s.peer.sin_addr);
+    s.peer[0] = (struct sockaddr_in) { .sin_family = AF_INET,
+                                       .sin_port = htons(port) };
+    second = strchr(host, ',');
+    if (second) {
+        *second++ = 0;
+    }
+    inet_pton(AF_INET, host, &s.peer[0].sin_addr);
+    s.peer[1] = s.peer[0];
+    if (second) {
+        inet_pton(AF_INET, second, &s.peer[1].sin_addr);
+    }
     s.interval_ns = rate ? SECOND / rate : 0;
     s.size = size;
     s.sent = s.send_errors = s.received = s.damaged = s.foreign = 0;

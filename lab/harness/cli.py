@@ -27,10 +27,11 @@ HELP = {
     'return_path': 'capability return-path, which libvirt sets',
     'multifd': 'capability multifd',
     'privileged': "give the source's filter in_netdev",
+    'cards': 'network cards of the guest, each with its own pair of filters',
     'vhost': 'use vhost-net',
     'accel': "QEMU's -accel (also LAB_ACCEL)",
 }
-CHOICES = {'copy': COPIES, 'ending': ENDINGS}
+CHOICES = {'copy': COPIES, 'ending': ENDINGS, 'cards': (1, 2)}
 
 
 def add_condition_options(parser, defaults=Conditions()):

@@ -63,6 +63,9 @@ def cells():
                        ending=ending)
             yield cell('ours', vhost, 'no-return-path', ending,
                        return_path=False, ending=ending)
+        for ending in ENDINGS[1:3]:
+            yield cell('ours', vhost, 'two-cards', ending, cards=2,
+                       ending=ending)
         for ending in ENDINGS:
             for mode in 'stock', 'ours':
                 yield cell(mode, vhost, 'precopy', ending, 'fast', rate=FAST,

@@ -27,13 +27,14 @@ import os
 import random
 import subprocess
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import InvalidRun, LabError, count, products, tls
 from .peer import Peer
 from .qmp import QMP
-from .system import (CLIENT_ADDRESS, CLIENT_MAC, GUEST_ADDRESS, GUEST_MAC,
+from .system import (CARDS, CLIENT_ADDRESS, CLIENT_MAC, GUEST_ADDRESS,
                      LINK_ADDRESS, System, why_not_vhost)
 
 MODES = ('control', 'stock', 'ours')
@@ -53,22 +54,31 @@ def incoming(host):
     return f'tcp:{LINK_ADDRESS[host]}:7002'
 
 
-def capture(privileged, host='a', chardev='m0'):
+def capture(privileged, host='a', chardev='m0', card=0):
     """The arguments of a QEMU on HOST that may be migrated away."""
-    in_netdev = 'in_netdev=n0,' if privileged else ''
+    in_netdev = f'in_netdev=n{card},' if privileged else ''
     return ['-chardev', f'socket,id={chardev},host={LINK_ADDRESS[host]},'
-                        'port=7001,server=on,wait=off,nodelay=on',
-            '-object', f'filter-redirector,id=cap0,netdev=n0,{in_netdev}'
+                        f'port={7001 + 2 * card},server=on,wait=off,nodelay=on',
+            '-object', f'filter-redirector,id=cap{card},netdev=n{card},'
+                       f'{in_netdev}'
                        f'outdev={chardev},enable_when_running=off,'
                        'enable_when_stopped=on,vnet_hdr_support=on']
 
 
-def inject(source='a', chardev='m0', more=''):
+def inject(source='a', chardev='m0', more='', card=0):
     """The arguments of a QEMU that may be migrated to, from the host SOURCE."""
     return ['-chardev', f'socket,id={chardev},host={LINK_ADDRESS[source]},'
-                        f'port=7001,nodelay=on{more}',
-            '-object', f'filter-redirector,id=inj0,netdev=n0,indev={chardev},'
-                       'out_netdev=n0,vnet_hdr_support=on']
+                        f'port={7001 + 2 * card},nodelay=on{more}',
+            '-object', f'filter-redirector,id=inj{card},netdev=n{card},'
+                       f'indev={chardev},out_netdev=n{card},'
+                       'vnet_hdr_support=on']
+
+
+def pairs(c, host):
+    """The arguments of a QEMU on HOST, a or b, for each network card."""
+    return [argument for card in range(c.cards) for argument in
+            (capture(c.privileged, chardev=f'm{card}', card=card)
+             if host == 'a' else inject(chardev=f'm{card}', card=card))]
 
 
 @dataclass
@@ -92,6 +102,7 @@ class Conditions:
     return_path: bool = True    # the migration capability, as libvirt sets it
     multifd: bool = False       # another one
     privileged: bool = True     # else the source's filter has no in_netdev
+    cards: int = 1              # network cards; packets go to each in turn
     vhost: bool = False
     accel: str = os.environ.get('LAB_ACCEL') or 'tcg,thread=multi'
 
@@ -103,6 +114,7 @@ class Conditions:
                 f'{"" if self.return_path else "without return path, "}'
                 f'{"multifd, " if self.multifd else ""}'
                 f'{"" if self.privileged else "without in_netdev, "}'
+                f'{"" if self.cards == 1 else f"{self.cards} cards, "}'
                 f'vhost={"on" if self.vhost else "off"}, '
                 + (f'TCP to the guest at {self.tcp} Mbit/s'
                    + (f' ({self.tcp_mb} MB)' if self.tcp_mb else '') + ', '
@@ -122,9 +134,19 @@ def kernel_arguments(accel='tcg'):
     return text + ' tsc=reliable' if accel.startswith('tcg') else text
 
 
+def nic(c, n):
+    vhost = 'on,vhostforce=on' if c.vhost else 'off'
+    return ['-netdev', f'tap,id=n{n},ifname=tap{n},script=no,downscript=no,'
+                       f'vhost={vhost}',
+            '-device', f'virtio-net-pci,id=nic{n},netdev=n{n},'
+                       f'mac={CARDS[n][2]},romfile=,'
+                       'queue_reset=off']               # vhost has no reset
+
+
 def qemu_argv(c, qmp, log, extra):
-    netdev = 'tap,id=n0,ifname=tap0,script=no,downscript=no,vhost='
-    netdev += 'on,vhostforce=on' if c.vhost else 'off'
+    append = kernel_arguments(c.accel)
+    if c.cards == 2:
+        append += f' lab.address1={CARDS[1][1]} lab.peer1={CARDS[1][0]}'
     made = products.directory().resolve()
     return [products.qemu_binary(),
             *os.environ.get('LAB_QEMU_ARGS', '').split(),
@@ -134,10 +156,7 @@ def qemu_argv(c, qmp, log, extra):
             '-m', str(c.memory),
             '-kernel', str(made / 'kernel' / 'vmlinuz'),
             '-initrd', str(made / 'initramfs'),
-            '-append', kernel_arguments(c.accel),
-            '-netdev', netdev,
-            '-device', f'virtio-net-pci,id=nic0,netdev=n0,mac={GUEST_MAC},'
-                       'romfile=,queue_reset=off',      # vhost has no reset
+            '-append', append, *nic(c, 0), *(nic(c, 1) if c.cards == 2 else ()),
             '-serial', f'file:{log}.console', *qmp.arguments, *extra]
 
 
@@ -152,6 +171,10 @@ def start_qemu(system, host, c, log, extra=()):
     return qmp
 
 
+def booted_names(c):
+    return [name if c.cards == 1 else f'cards-{name}' for name in BOOTED]
+
+
 def booted(c, log, say=lambda line: None):
     """The file with the state of a guest that has been booted and is idle."""
     made = products.build(say).resolve()
@@ -161,12 +184,12 @@ def booted(c, log, say=lambda line: None):
         (made / 'stamp').read_text(), c.memory, c.accel,
         os.environ.get('LAB_QEMU_ARGS'), Path(__file__).read_text())).encode()
         ).hexdigest()
-    state, stamp = (made / name for name in BOOTED)
+    state, stamp = (made / name for name in booted_names(c))
     if state.exists() and stamp.exists() and stamp.read_text() == key:
         return state
     stamp.unlink(missing_ok=True)
     for _ in range(BOOTS):
-        with System(c.txqueuelen, c.link) as system:
+        with System(c.txqueuelen, c.link, c.cards) as system:
             started = time.monotonic()
             qmp = start_qemu(system, 'a', c, log)
             guest = Peer(f'guest (see {log}.console)',
@@ -217,13 +240,13 @@ def check_vhost(qmp, c):
     threads = any(thread_name(p) == f'vhost-{pid}' for pattern in
                   ('[0-9]*/comm', f'{pid}/task/*/comm')
                   for p in Path('/proc').glob(pattern))
-    started = qmp.execute('x-query-virtio-status',
-                          path='/machine/peripheral/nic0/virtio-backend'
-                          )['vhost-started']
-    if c.vhost and not (started and threads):
+    started = {qmp.execute('x-query-virtio-status', path=
+                           f'/machine/peripheral/nic{n}/virtio-backend'
+                           )['vhost-started'] for n in range(c.cards)}
+    if c.vhost and not (started == {True} and threads):
         raise LabError(f'vhost=on was asked for, but {qmp.child.name} does '
                        f'not use it (vhost-started={started})')
-    if not c.vhost and started:
+    if not c.vhost and True in started:
         raise LabError(f'{qmp.child.name} uses vhost, although vhost=off')
 
 
@@ -283,10 +306,12 @@ def migrate(system, source, destination, c, client):
 
 
 def tap_statistic(system, host, name):
-    return int(subprocess.run(
+    """Of all TAPs of a host."""
+    return sum(map(int, subprocess.run(
         ['ip', 'netns', 'exec', system.name(host), 'cat',
-         f'/sys/class/net/tap0/statistics/{name}'],
-        check=True, capture_output=True).stdout)
+         *(f'/sys/class/net/tap{n}/statistics/{name}'
+           for n in range(system.cards))],
+        check=True, capture_output=True).stdout.split()))
 
 
 def tap_drops(system, host):
@@ -314,16 +339,18 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         else arguments
     if c.vhost and (reason := why_not_vhost()):
         raise LabError(reason)
+    if c.tls and c.cards > 1:
+        raise LabError('--tls is for one network card')
     made = products.build(say).resolve()
     migrating = mode != 'control'
     state = booted(c, log('boot'), say)
     stop = resume = downtime = tcp = None
 
-    with System(c.txqueuelen, c.link) as system:
+    with System(c.txqueuelen, c.link, c.cards) as system:
         started = time.monotonic()
         a = start_qemu(system, 'a', c, log('a'),
                        ['-incoming', f'file:{state}',
-                        *(secure(capture(c.privileged), 'server')
+                        *(secure(pairs(c, 'a'), 'server')
                           if mode == 'ours' else ())])
         control = system.udp_socket('client')
         guest = Peer(f'guest (see {log("*")}.console)', control,
@@ -353,14 +380,14 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
                             # it must be set before the QEMU listens
                             *(['-global', 'migration.x-multifd=on']
                               if c.multifd else ()),
-                            *(secure(inject(), 'client')
+                            *(secure(pairs(c, 'b'), 'client')
                               if mode == 'ours' else ())])
 
         number = random.randrange(1, 1 << 31)
-        guest.ask(f'set {number} {CLIENT_ADDRESS} {PORT} '
+        ours, theirs, _ = map(','.join, zip(*CARDS[:c.cards]))
+        guest.ask(f'set {number} {ours} {PORT} '
                   f'{c.answers} {c.size} {c.dirty}')
-        client.ask(f'set {number} {GUEST_ADDRESS} {PORT} '
-                   f'{c.rate} {c.size} 0')
+        client.ask(f'set {number} {theirs} {PORT} {c.rate} {c.size} 0')
         guest.ask('go')
         client.ask('go')
         target = int(c.before * c.rate)
@@ -399,7 +426,7 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         'reported_downtime_ms': downtime, 'tcp': tcp,
         'queue_full_drops': drops}
     result.update(evaluate(guest_records, client_records, at_guest, at_client,
-                           stop, resume))
+                           stop, resume, c.cards))
     return result
 
 
@@ -431,21 +458,28 @@ def ms(ns):
     return round(ns / 1e6, 1)
 
 
-def one_way(sender, receiver, records):
+def one_way(sender, receiver, records, cards=1):
     """The figures of one direction: from the counters of both ends, and the
-    receiver's records."""
+    receiver's records.  What is in order is so on each of the network CARDS."""
     if receiver['buffer_errors']:
         raise InvalidRun(f'{receiver["buffer_errors"]} packets found the '
                          f'socket full: the receiver could not keep up, this '
                          f'run is invalid')
-    return {**count.count(sender['sent'], records),
+    figures = Counter()
+    for n in range(cards):
+        figures.update(count.count(
+            len(range(n, sender['sent'], cards)),
+            [r._replace(seq=r.seq // cards) for r in records
+             if r.seq % cards == n]))
+    return {**figures,
             'damaged': receiver['damaged'] + receiver['foreign']
             + receiver['checksum_errors'],
             'holes': count.holes(count.lost_numbers(sender['sent'], records)),
             'send_errors': sender['send_errors']}
 
 
-def evaluate(guest_records, client_records, at_guest, at_client, stop, resume):
+def evaluate(guest_records, client_records, at_guest, at_client, stop, resume,
+             cards=1):
     """The figures of both directions, and what the picture needs.  Times of
     arrivals are relative to the stop (without one, to the first packet)."""
     clock = count.GuestClock(client_records, stop, resume)
@@ -466,7 +500,7 @@ def evaluate(guest_records, client_records, at_guest, at_client, stop, resume):
     for direction, sender, receiver, records in (
             ('to_guest', at_client, at_guest, guest_records),
             ('to_client', at_guest, at_client, client_records)):
-        figures = one_way(sender, receiver, records)
+        figures = one_way(sender, receiver, records, cards)
         length, begin = count.outage([t for t, _ in at[direction]],
                                      stop or 0)
         figures.update(outage_ms=ms(length), outage_at_ms=ms(begin - zero))

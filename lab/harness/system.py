@@ -11,6 +11,8 @@ SIGKILL from the kernel if the harness dies without cleaning up.
                                    |        |  the migration's own link
                                    |      mig0
                                    +-- b: up0 - br0 - tap0
+
+A second network card has tap1 beside tap0, and addresses of its own.
 """
 import contextlib
 import ctypes
@@ -33,6 +35,9 @@ PR_SET_PDEATHSIG = 1
 
 CLIENT_ADDRESS, CLIENT_MAC = '10.77.0.1', '52:54:00:77:00:01'
 GUEST_ADDRESS, GUEST_MAC = '10.77.0.2', '52:54:00:77:00:02'
+# of each network card: the client's address, the guest's, and its MAC address
+CARDS = ((CLIENT_ADDRESS, GUEST_ADDRESS, GUEST_MAC),
+         ('10.79.0.1', '10.79.0.2', '52:54:00:79:00:02'))
 LINK_ADDRESS = {'a': '10.78.0.1', 'b': '10.78.0.2'}
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -156,12 +161,12 @@ class Child:
 class System:
     """The namespaces and processes of one run.  A context manager."""
 
-    def __init__(self, txqueuelen, link):
-        """@txqueuelen: of both TAPs; @link: rate of the migration's link
-        in Mbit/s, 0 for no limit"""
+    def __init__(self, txqueuelen, link, cards=1):
+        """@txqueuelen: of the TAPs; @link: rate of the migration's link
+        in Mbit/s, 0 for no limit; @cards: how many network cards"""
         me = os.getpid()
         self.prefix = f'{PREFIX}-{me}-{start_time(me)}'
-        self.txqueuelen, self.link = txqueuelen, link
+        self.txqueuelen, self.link, self.cards = txqueuelen, link, cards
         self.children, self.disowned, self.sockets = [], [], []
         self.tmp = None
 
@@ -220,10 +225,12 @@ class System:
             self.ip('switch', 'link', 'add', f'host-{host}',
                     'type', 'veth', 'peer', 'name', 'up0',
                     'netns', self.name(host))
-            self.ip(host, 'tuntap', 'add', 'dev', 'tap0', 'mode', 'tap')
-            self.ip(host, 'link', 'set', 'tap0',
-                    'txqueuelen', str(self.txqueuelen))
-            self.add_bridge(host, 'up0', 'tap0')
+            taps = [f'tap{card}' for card in range(self.cards)]
+            for tap in taps:
+                self.ip(host, 'tuntap', 'add', 'dev', tap, 'mode', 'tap')
+                self.ip(host, 'link', 'set', tap,
+                        'txqueuelen', str(self.txqueuelen))
+            self.add_bridge(host, 'up0', *taps)
         self.add_bridge('switch', 'client', 'host-a', 'host-b')
 
         self.ip('a', 'link', 'add', 'mig0', 'type', 'veth', 'peer', 'name',
@@ -238,11 +245,11 @@ class System:
 
         self.ip('client', 'link', 'set', 'lo', 'up')
         self.ip('client', 'link', 'set', 'eth0', 'up')
-        self.ip('client', 'address', 'add', f'{CLIENT_ADDRESS}/24',
-                'dev', 'eth0')
-        # a fixed neighbour: ARP is no part of the test
-        self.ip('client', 'neighbour', 'add', GUEST_ADDRESS, 'lladdr',
-                GUEST_MAC, 'dev', 'eth0', 'nud', 'permanent')
+        for ours, theirs, mac in CARDS[:self.cards]:
+            self.ip('client', 'address', 'add', f'{ours}/24', 'dev', 'eth0')
+            # a fixed neighbour: ARP is no part of the test
+            self.ip('client', 'neighbour', 'add', theirs, 'lladdr', mac,
+                    'dev', 'eth0', 'nud', 'permanent')
 
     def start(self, name, namespace, argv, log, fds=()):
         child = Child(name, ['ip', 'netns', 'exec', self.name(namespace)]

@@ -137,6 +137,12 @@ def test_programs(build):
     return [p for p in paths if p.exists()]
 
 
+def guests(command):
+    """Those that COMMAND needs; one that is missing is booted in the VM."""
+    two = any('cards' in a or a == '--all' for a in command)
+    return [migrate.Conditions(cards=n + 1) for n in range(1 + two)]
+
+
 def image(command, limit, extra, made):
     """The initramfs that runs COMMAND.  @extra: more files of the repository;
     @made: the directory with the lab's products"""
@@ -179,7 +185,8 @@ def image(command, limit, extra, made):
         elif path not in files:
             raise LabError(f'{path} is not below {ROOT}')
     i.tree(ROOT / 'lab', 'repo/lab', without=('__pycache__',))
-    for name in (*products.NEEDED, *migrate.BOOTED):
+    for name in (*products.NEEDED, *(
+            name for c in guests(command) for name in migrate.booted_names(c))):
         if name in products.NEEDED or (made / name).exists():
             i.file(made / name, f'repo/.qemu/lab/{name}')
     i.libraries()
@@ -282,7 +289,8 @@ def run(command, limit=LIMIT, accel=ACCEL, memory=MEMORY, extra=(),
     logs = made / 'vm'
     logs.mkdir(exist_ok=True)
     if not why_not():           # a guest boots 20 times as fast out here
-        migrate.booted(migrate.Conditions(), logs / 'boot', say)
+        for c in guests(command):
+            migrate.booted(c, logs / 'boot', say)
     remove_stale()
     me = os.getpid()
     limit = int(limit * PATIENCE)

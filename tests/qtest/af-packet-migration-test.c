@@ -1005,8 +1005,6 @@ typedef struct Transfer {
 } Transfer;
 
 static const Transfer transfers[] = {
-    { "precopy/copy", "in_netdev=n0,", { "return-path" } },
-    { "precopy/no-copy", "", { "return-path" } },
     { "multifd/copy", "in_netdev=n0,", { "return-path", "multifd" } },
     { "multifd/no-copy", "", { "return-path", "multifd" } },
     { "postcopy/copy", "in_netdev=n0,", { "postcopy-ram" }, .postcopy = true },

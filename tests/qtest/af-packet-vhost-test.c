@@ -907,9 +907,9 @@ static void test_status_inject(const void *data)
 static void test_multiqueue(const void *data)
 {
     static const char *const props[] = {
-        "netdev=n0,in_netdev=n0,outdev=c0",
-        "netdev=n0,indev=c0,out_netdev=n0",
+        "netdev=n0,in_netdev=n0",
         "netdev=n0,outdev=c0,enable_when_stopped=on",
+        "netdev=n0,in_netdev=n0,outdev=c0" ONLY_STOPPED,
     };
     Guest g;
     int i;
@@ -921,11 +921,11 @@ static void test_multiqueue(const void *data)
                                                       "filter-redirector",
                                                       "f0", props[i]));
 
-        g_assert_cmpstr(desc, ==, "multiqueue is not supported");
+        g_assert_true(g_str_has_prefix(desc, "multiqueue is not supported: "));
     }
 
-    /* The interface of another netdev than the filter's own is one */
-    filter_add(&g.e, "f0", "netdev=h0,in_netdev=n0,outdev=c0");
+    /* There is one interface; a filter may be on its netdev, or on another */
+    filter_add(&g.e, "f0", "netdev=n0,in_netdev=n0,outdev=c0");
     filter_add(&g.e, "f1", "netdev=h0,indev=c1,out_netdev=n0");
     send_and_drain(&g, 0, MANY);
     capture_expect(g.e.chr[0], 0, MANY);
