@@ -32,11 +32,13 @@ import os
 import random
 import socket
 import struct
+import subprocess
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from . import LabError, PATIENCE, count, libvirt, migrate, products, report
+from . import (InvalidRun, LabError, PATIENCE, count, libvirt, migrate,
+               products, report)
 from .libvirt import Host
 from .migrate import PORT, Conditions
 from .peer import Peer
@@ -113,7 +115,7 @@ def domain(name, mac, bridge, arguments, boot=''):
 '''
 
 
-# -- frames flow ---------------------------------------------------------------
+# -- frames flow -------------------------------------------------------------
 
 def frames():
     """Of all lengths, with a number and bytes that depend on it."""
@@ -258,7 +260,7 @@ def check_flow(system, host, way):
            left or 'nothing left')
 
 
-# -- migration -------------------------------------------------------------------
+# -- migration ---------------------------------------------------------------
 
 def migration_arguments(way):
     """The same on both hosts.  Who runs listens for the next destination, which
@@ -360,31 +362,41 @@ def check_migration(system, hosts, way, say):
            left or 'nothing left')
 
 
-# -- all -------------------------------------------------------------------------
+# -- all ---------------------------------------------------------------------
+
+def check_way(way, logs, say):
+    """[(name, kept, figures)]"""
+    hosts, results = [], []
+    with System(1000, CONDITIONS.link) as system:
+        try:
+            for name, peer in ('a', 'b'), ('b', 'a'):
+                host = Host(system, name, logs, way.conf, LINK_ADDRESS[peer])
+                hosts.append(host)
+                host.run('sh', '-ec', way.setup)
+                if not way.migration:
+                    break
+            if way.flow:
+                results += check_flow(system, hosts[0], way)
+            if way.migration:
+                results += check_migration(system, hosts, way, say)
+        finally:
+            for host in hosts:
+                host.save_logs()
+    return results
+
 
 def checked(logs, say=lambda line: None):
+    """The results of all ways, one after the other."""
     logs = Path(logs)
     logs.mkdir(parents=True, exist_ok=True)
     products.build(say)
     libvirt.unpacked(say)
     for way in WAYS:
-        hosts = []
         try:
-            with System(1000, CONDITIONS.link) as system:
-                try:
-                    for name, peer in ('a', 'b'), ('b', 'a'):
-                        host = Host(system, name, logs, way.conf,
-                                    LINK_ADDRESS[peer])
-                        hosts.append(host)
-                        host.run('sh', '-ec', way.setup)
-                        if not way.migration:
-                            break
-                    if way.flow:
-                        yield from check_flow(system, hosts[0], way)
-                    if way.migration:
-                        yield from check_migration(system, hosts, way, say)
-                finally:
-                    for host in hosts:
-                        host.save_logs()
-        except (LabError, OSError) as e:
+            try:
+                yield from check_way(way, logs, say)
+            except InvalidRun as e:
+                say(f'libvirt, {way.name}: {e}; once more')
+                yield from check_way(way, logs, say)
+        except (LabError, OSError, subprocess.SubprocessError) as e:
             yield f'libvirt-{way.name}', False, ' '.join(str(e).split())

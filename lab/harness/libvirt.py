@@ -13,7 +13,7 @@ tmpfs:
     /usr/local          this build, as after "make install" (transcript.py)
     /run                a tmpfs, with libvirt's sockets
 
-Process 1 of the host starts libvirtd, gives up when that ends, and waits for all
+Process 1 of the host starts libvirtd, ends when that ends, and waits for the
 QEMUs that libvirt leaves to it: there is no systemd and no D-Bus.  What of the
 configuration is due to this, or to a machine that is a container, is CONTAINER;
 with real hosts it is not needed.  Everything else is libvirt's default.
@@ -50,7 +50,7 @@ QEMU = '/usr/local/bin/qemu-system-x86_64'
 FILES = ('/etc/libvirt', '/run/libvirt', '/var/lib/libvirt')
 
 
-# -- libvirt's files -----------------------------------------------------------
+# -- libvirt's files ---------------------------------------------------------
 
 def apt(*args, suite=None, cwd=None):
     if suite:
@@ -130,14 +130,14 @@ def unpacked(say=lambda line: None):
 
 def why_not():
     """None where a host can be made, else the reason."""
-    if not re.search(r'\boverlay$', Path('/proc/filesystems').read_text(), re.M):
+    if 'overlay' not in Path('/proc/filesystems').read_text().split():
         return 'no overlay file systems here (modprobe overlay)'
     if not shutil.which('apt-get'):
         return 'libvirt is fetched by apt-get, which is missing'
     return None
 
 
-# -- inside a host ---------------------------------------------------------------
+# -- inside a host -----------------------------------------------------------
 
 def add_user():
     for path, line in (
@@ -230,7 +230,7 @@ def here():
         time.sleep(0.1)
 
 
-# -- from outside ------------------------------------------------------------------
+# -- from outside ------------------------------------------------------------
 
 class Host:
     """A host of SYSTEM, with a libvirt."""
@@ -243,7 +243,7 @@ class Host:
             f'libvirt on host {name}', name,
             ['unshare', '--mount', '--uts', '--pid', '--fork', '--kill-child',
              '--mount-proc', sys.executable, str(ROOT / 'lab' / 'libvirt'),
-             '--host', name, str(self.sockets), conf, *([peer] if peer else [])],
+             '--host', name, str(self.sockets), conf, *filter(None, [peer])],
             str(self.logs / f'libvirt-{name}.log'))
         self.uri = f'qemu+unix:///system?socket={self.sockets}/libvirt-sock'
         self.init = None

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TLS for the connection of the two filters: certificates, QEMU's arguments, and
-a look at what is on the wire.
+"""TLS for the connection of the two filters: certificates, QEMU's arguments,
+and a look at what is on the wire.
 
 An authority of our own signs one certificate for host a, which listens, and one
 for host b, which connects; each QEMU verifies the other.
@@ -14,7 +14,7 @@ from . import LabError, PATIENCE, products
 from .system import LINK_ADDRESS
 
 STREAM = b'LABD'                # begins each packet of guest/stream.c
-LEAST = 8000                    # bytes of a capture; half of it is the handshake
+LEAST = 8000                    # bytes of a capture; half are the handshake
 ENDS = {'server': ('a', 'tls_www_server'), 'client': ('b', 'tls_www_client')}
 
 

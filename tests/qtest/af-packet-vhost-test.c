@@ -64,9 +64,6 @@
 #define RX_QUEUE 0
 #define TX_QUEUE 1
 
-/* For a filter that is about the frames of a stopped VM */
-#define ONLY_STOPPED ",enable_when_running=off,enable_when_stopped=on"
-
 /* Longer frames take several of these */
 #define RX_BUF_LEN 2048
 

@@ -42,9 +42,6 @@
 #include "qemu/cutils.h"
 #include "qemu/sockets.h"
 
-/* For a filter that is about the frames of a stopped VM */
-#define ONLY_STOPPED ",enable_when_running=off,enable_when_stopped=on"
-
 
 /* Answers */
 
