@@ -30,7 +30,7 @@ from pathlib import Path
 
 from . import LabError, PATIENCE, products, transcript
 from .products import ROOT
-from .system import libc
+from .system import LINK_ADDRESS, libc
 
 PACKAGES = ('libvirt0', 'libvirt-common', 'libvirt-daemon',
             'libvirt-daemon-common', 'libvirt-daemon-driver-qemu',
@@ -191,9 +191,9 @@ def run_libvirtd():
             sys.exit(os.waitstatus_to_exitcode(status) or 'libvirtd has ended')
 
 
-def serve(name, sockets, conf, peer=None):
+def serve(name, sockets, conf, address, peer):
     """Be the process 1 of the host NAME: never returns.  SOCKETS: a directory
-    for those of libvirt; PEER: an address that is to have the name "peer" """
+    for those of libvirt; ADDRESS: its own; PEER: one that gets that name"""
     transcript.mount('--make-rprivate', '/')
     transcript.mount('-t', 'tmpfs', '-o', 'mode=755', 'tmpfs', '/run')
     socket.sethostname(name)
@@ -201,9 +201,8 @@ def serve(name, sockets, conf, peer=None):
     boot = Path('/var/lib/libvirt/boot')
     for file in 'kernel/vmlinuz', 'initramfs':      # libvirt changes the owner
         shutil.copy(products.directory() / file, boot)
-    if peer:
-        with open('/etc/hosts', 'a') as f:
-            f.write(f'{peer} peer\n')
+    with open('/etc/hosts', 'a') as f:
+        f.write(f'{address} {name}\n{peer} peer\n')
     Path('/run/libvirt').mkdir()
     Path('/run/libvirt/libvirt-sock').symlink_to(f'{sockets}/libvirt-sock')
     Path('/etc/libvirt/libvirtd.conf').write_text(
@@ -235,7 +234,7 @@ def here():
 class Host:
     """A host of SYSTEM, with a libvirt."""
 
-    def __init__(self, system, name, logs, conf='', peer=None):
+    def __init__(self, system, name, logs, conf=''):
         self.system, self.name, self.logs = system, name, Path(logs)
         self.sockets = Path(system.tmp) / name
         self.sockets.mkdir()
@@ -243,7 +242,8 @@ class Host:
             f'libvirt on host {name}', name,
             ['unshare', '--mount', '--uts', '--pid', '--fork', '--kill-child',
              '--mount-proc', sys.executable, str(ROOT / 'lab' / 'libvirt'),
-             '--host', name, str(self.sockets), conf, *filter(None, [peer])],
+             '--host', name, str(self.sockets), conf, LINK_ADDRESS[name],
+             LINK_ADDRESS['b' if name == 'a' else 'a']],
             str(self.logs / f'libvirt-{name}.log'))
         self.uri = f'qemu+unix:///system?socket={self.sockets}/libvirt-sock'
         self.init = None

@@ -1427,6 +1427,40 @@ static void test_kernel_checksum(void)
     }
 }
 
+/* Shorter segments than the sender meant, of TCP; UDP's stay as they are */
+static void test_limit(void)
+{
+    static const uint16_t sizes[] = { 1460, 1461, 8948, 20000 };
+    static Frame frame;
+    static uint8_t out[FRAME_MAX];
+    const size_t payload = 20000;
+    const char *reason;
+    QIOPacketGso gso;
+
+    memcpy(frame.data, examples[0].frame.data, 54);
+    for (int i = 0; i < ARRAY_SIZE(sizes); i++) {
+        size_t len, done = 0;
+
+        frame.hdr = (struct virtio_net_hdr) HDR(TCPV4, sizes[i], 34, 16);
+        g_assert_true(qio_packet_gso_init(&gso, &frame.hdr, frame.data,
+                                          54 + payload, &reason));
+        qio_packet_gso_limit(&gso, 1514);
+        g_assert_cmpint(gso.max_len, ==, 1514);
+        while ((len = qio_packet_gso_next(&gso, out))) {
+            g_assert_cmpint(len, ==, 54 + MIN(1460, payload - done));
+            done += len - 54;
+        }
+        g_assert_cmpint(done, ==, payload);
+    }
+
+    frame.data[23] = IPPROTO_UDP;
+    frame.hdr = (struct virtio_net_hdr) HDR(UDP_L4, 8948, 34, 6);
+    g_assert_true(qio_packet_gso_init(&gso, &frame.hdr, frame.data,
+                                      54 + payload, &reason));
+    qio_packet_gso_limit(&gso, 1514);
+    g_assert_cmpint(gso.max_len, ==, 42 + 8948);
+}
+
 /* The most frequent case: TCP over IPv4 in full-size frames */
 static void test_speed(void)
 {
@@ -1486,6 +1520,7 @@ int main(int argc, char **argv)
                     test_refusal_jumbogram);
     g_test_add_func("/io/packet-gso/checksum", test_checksum);
     g_test_add_func("/io/packet-gso/bounds", test_bounds);
+    g_test_add_func("/io/packet-gso/limit", test_limit);
     g_test_add_func("/io/packet-gso/kernel/gso", test_kernel_gso);
     g_test_add_func("/io/packet-gso/kernel/damaged", test_kernel_damaged);
     g_test_add_func("/io/packet-gso/kernel/checksum", test_kernel_checksum);
