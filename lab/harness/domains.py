@@ -23,6 +23,10 @@ with its filters off, to see that there was something to save.
     unprivileged   of that user              outdev at the source, indev at the
                                              destination, and no packet socket
 
+The first ways must be exact.  Without packet sockets a source loses a frame that
+QEMU has read but not delivered when the VM stops, and a destination has no
+order, and nothing that holds frames back while its VM starts.
+
 In the unprivileged way frames flow because libvirt-packet-agent passes sockets
 to the running domains: first its own, then the helper's.
 
@@ -53,6 +57,7 @@ CHANNEL = 4100                  # TCP port of the captured frames
 SEEN = 4200                     # where the destination's QEMU tells what it got
 FLOW_MAC = '52:54:00:77:01:01'
 FRAMES = 300
+FEW = 5                         # packets, in a migration without sockets
 CONDITIONS = Conditions(rate=500, answers=500)
 
 
@@ -343,12 +348,14 @@ def check_migration(system, hosts, way, say):
     damaged = (migrate.one_way(at_client, at_guest, records['to_guest'])
                ['damaged'] + back['damaged'])
     for row, text in zip(charged[1:], ('there', 'back')):
-        faults = row['lost'] + row['duplicated'] + charged[0]['lost']
-        # Only out_netdev delivers before the announcement brings more
+        faults = row['duplicated'] + charged[0]['lost'] + damaged + back['lost']
         if way.sockets:
-            faults += max(row['reordered'] - report.REORDERED, 0)
-        yield (f'libvirt-{way.name}-migration-{text}-is-exact',
-               not faults + damaged + back['lost'],
+            what = 'is-exact'
+            faults += row['lost'] + max(row['reordered'] - report.REORDERED, 0)
+        else:
+            what = f'loses-at-most-{FEW}'
+            faults += max(row['lost'] - FEW, 0)
+        yield (f'libvirt-{way.name}-migration-{text}-{what}', not faults,
                f'{row["lost"]} lost, {row["duplicated"]} duplicated, '
                f'{row["reordered"]} reordered to the guest; in all '
                f'{back["lost"]} lost from it, {damaged} damaged')
