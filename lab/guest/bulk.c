@@ -31,6 +31,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/tcp.h>
+#include <nettle/sha2.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -40,7 +41,6 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
-#include "sha256.h"
 
 #define SECOND  1000000000ull
 #define STALL   (5 * SECOND / 1000)
@@ -51,7 +51,7 @@ struct source {
     bool random;
     uint64_t left;                      /* bytes that are not in @buf yet */
     uint64_t state;                     /* of the generator, never 0 */
-    struct sha256 sha;                  /* of all that was in @buf */
+    struct sha256_ctx sha;              /* of all that was in @buf */
     size_t begin, end;
     uint64_t buf[8192];
 };
@@ -77,12 +77,12 @@ static int fail(const char *step)
     return 1;
 }
 
-static void hex(struct sha256 *sha, char text[2 * SHA256_LEN + 1])
+static void hex(struct sha256_ctx *sha, char text[2 * SHA256_DIGEST_SIZE + 1])
 {
-    uint8_t digest[SHA256_LEN];
+    uint8_t digest[SHA256_DIGEST_SIZE];
 
-    sha256_end(sha, digest);
-    for (int i = 0; i < SHA256_LEN; i++) {
+    sha256_digest(sha, sizeof(digest), digest);
+    for (int i = 0; i < SHA256_DIGEST_SIZE; i++) {
         sprintf(text + 2 * i, "%02x", digest[i]);
     }
 }
@@ -90,15 +90,15 @@ static void hex(struct sha256 *sha, char text[2 * SHA256_LEN + 1])
 static void take(int peer)
 {
     static char buf[65536];
-    char text[2 * SHA256_LEN + 1];
-    struct sha256 sha;
+    char text[2 * SHA256_DIGEST_SIZE + 1];
+    struct sha256_ctx sha;
     ssize_t len = read(peer, buf, sizeof(buf));
     bool answer = len > 0 && buf[0];
 
     sha256_init(&sha);
     while (len > 0) {
         if (answer) {
-            sha256_add(&sha, buf, len);
+            sha256_update(&sha, len, (uint8_t *)buf);
         }
         len = read(peer, buf, sizeof(buf));
     }
@@ -153,10 +153,8 @@ static void source_fill(struct source *s)
         s->state ^= s->state << 17;
         s->buf[i / sizeof(s->buf[0])] = s->state;
     }
-    if (!s->sha.len) {
-        *(uint8_t *)s->buf |= 1;
-    }
-    sha256_add(&s->sha, s->buf, s->end);
+    *(uint8_t *)s->buf |= 1;            /* the first of all must not be 0 */
+    sha256_update(&s->sha, s->end, (uint8_t *)s->buf);
 }
 
 /* Send what the socket takes now, if not too much; false: an error */
@@ -199,7 +197,7 @@ static void report(uint64_t since, uint64_t now)
 /* The end of a stream of known length.  0, or 1 for an error. */
 static int finish(int fd, struct source *s, uint64_t begin, uint64_t now)
 {
-    char sent[2 * SHA256_LEN + 1], received[2 * SHA256_LEN + 1] = "";
+    char sent[2 * SHA256_DIGEST_SIZE + 1], received[2 * SHA256_DIGEST_SIZE + 1] = "";
 
     shutdown(fd, SHUT_WR);
     if (recv(fd, received, sizeof(received) - 1, MSG_WAITALL) !=

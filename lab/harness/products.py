@@ -150,7 +150,8 @@ def modules_in_order(tree, wanted):
 
 def compile_static(source, program):
     run('cc', '-O2', '-Wall', '-static', '-o', str(program), str(source),
-        way_out='(the guest needs the packages gcc and libc6-dev)')
+        '-lnettle',
+        way_out='(the guest needs the packages gcc, libc6-dev and nettle-dev)')
     run('strip', str(program))
 
 
