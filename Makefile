@@ -34,6 +34,7 @@ check: src ## everything that must be green: verify, unit tests, qtests, lab
 	@dev/check
 
 check-all: build ## every cell of the migration matrix, with vhost-net (slow)
+	@dev/meson-tests vm-all
 	@lab/matrix --all
 	@lab/pingpong 100
 	@lab/tcp 1000

@@ -19,6 +19,7 @@
 #include "qapi/util.h"
 #include "qemu/option.h"
 #include "qemu/sockets.h"
+#include "trace.h"
 
 bool tcp_chr_packet_parse(QemuOpts *opts, ChardevSocket *sock, Error **errp)
 {
@@ -128,6 +129,8 @@ static bool tcp_chr_packet_set_fd(SocketChardev *s, QIOChannelSocket *sioc,
         return false;
     }
     qio_channel_packet_set_vnet_hdr(pioc, s->af_packet_vnet_hdr);
+    trace_tcp_chr_packet_set_fd(CHARDEV(s)->label,
+                                qio_channel_packet_get_ifname(pioc), pioc);
 
     s->ioc = QIO_CHANNEL(g_steal_pointer(&pioc));
     sioc->fd = fd;

@@ -111,6 +111,12 @@
  */
 #define PACKET_RCVBUF (32 * MiB)
 
+/*
+ * Without a ring the kernel does not tell, with a frame, that others have found
+ * the buffer full.  It is asked when all is read, or after so many frames.
+ */
+#define PACKET_DROPS_CHECK 512
+
 #define VLAN_TAG_LEN 4
 
 /* be32 message length, be32 vnet header length */
@@ -133,6 +139,7 @@ struct QIOChannelPacket {
 
     QIOChannelPacketMode mode;
     bool vnet_hdr;              /* the stream carries vnet headers */
+    bool skips_group;           /* does not inject frames to a group address */
     bool blocking;
 
     int fd;
@@ -159,7 +166,8 @@ struct QIOChannelPacket {
     uint8_t *segment;
     QIOPacketGso gso;
     bool cutting;
-    unsigned segments_sent;
+    unsigned segments_done;
+    bool segments_sent;         /* one of those at least */
     int64_t gso_until;          /* if it cannot be cut, drop it then, in us */
     bool gso_refused;           /* it was so with the last one */
 
@@ -170,6 +178,7 @@ struct QIOChannelPacket {
     /* Frames that the kernel has queued, and those taken from there */
     uint64_t queued;
     uint64_t taken;
+    unsigned unchecked;         /* of those without a ring: see above */
 
     QIOChannelPacketStats stats;
 };
@@ -252,6 +261,7 @@ static void packet_update_kernel_drops(QIOChannelPacket *pioc)
     struct tpacket_stats st = { 0 };
     socklen_t len = sizeof(st);
 
+    pioc->unchecked = 0;
     if (pioc->fd != -1 && pioc->mode == QIO_CHANNEL_PACKET_CAPTURE &&
         !getsockopt(pioc->fd, SOL_PACKET, PACKET_STATISTICS, &st, &len)) {
         pioc->queued += st.tp_packets - st.tp_drops;
@@ -544,6 +554,11 @@ void qio_channel_packet_set_vnet_hdr(QIOChannelPacket *pioc, bool enabled)
     pioc->vnet_hdr = enabled;
 }
 
+void qio_channel_packet_set_skip_group(QIOChannelPacket *pioc, bool enabled)
+{
+    pioc->skips_group = enabled;
+}
+
 void qio_channel_packet_set_ring_size(QIOChannelPacket *pioc, size_t size)
 {
     assert(!size ||
@@ -647,7 +662,8 @@ bool qio_channel_packet_detach(QIOChannelPacket *pioc)
 void qio_channel_packet_forget(QIOChannelPacket *pioc)
 {
     pioc->len = 0;
-    pioc->segments_sent = 0;
+    pioc->segments_done = 0;
+    pioc->segments_sent = false;
     pioc->gso_until = 0;
 }
 
@@ -731,6 +747,9 @@ static int packet_recv_error(QIOChannelPacket *pioc, Error **errp)
     case EAGAIN:
         if (pioc->gone) {
             return packet_error_gone(pioc, errp);
+        }
+        if (pioc->unchecked) {
+            packet_update_kernel_drops(pioc);
         }
         return QIO_CHANNEL_ERR_BLOCK;
     case EINVAL:
@@ -851,6 +870,9 @@ static int packet_recv_from_socket(QIOChannelPacket *pioc,
         /* Only a test's socket has a peer that can close */
         return packet_error_gone(pioc, errp);
     }
+    if (++pioc->unchecked == PACKET_DROPS_CHECK) {
+        packet_update_kernel_drops(pioc);
+    }
 
     frame->data = pioc->buf + VLAN_TAG_LEN;
     frame->len = len - MIN(len, sizeof(frame->vnet_hdr));
@@ -919,7 +941,7 @@ static int packet_send_error(QIOChannelPacket *pioc, Error **errp)
         pioc->retry_at = g_get_monotonic_time() + QIO_CHANNEL_PACKET_RETRY_US;
         return 0;
     case EMSGSIZE:
-        packet_count_drop(pioc, &pioc->stats.dropped_too_big, 1,
+        packet_count_drop(pioc, &pioc->stats.dropped_mtu, 1,
                           "longer than the interface's MTU allows");
         return 1;
     case ENETDOWN:
@@ -981,8 +1003,8 @@ static int packet_send_segments(QIOChannelPacket *pioc,
     };
     struct msghdr msg = { .msg_iov = iov, .msg_iovlen = ARRAY_SIZE(iov) };
     int64_t now = g_get_monotonic_time();
-    unsigned sent = 0;
-    int ret = 1;
+    unsigned n = 0;
+    int ret;
 
     if (!qio_packet_gso_init(&gso, &frame->vnet_hdr, frame->data, frame->len,
                              &reason)) {
@@ -1000,7 +1022,7 @@ static int packet_send_segments(QIOChannelPacket *pioc,
     assert(gso.max_len <= QIO_CHANNEL_PACKET_MAX);
 
     while ((iov[1].iov_len = qio_packet_gso_next(&gso, pioc->segment))) {
-        if (sent++ < pioc->segments_sent) {
+        if (n++ < pioc->segments_done) {
             continue;
         }
         if (RETRY_ON_EINTR(sendmsg(pioc->fd, &msg,
@@ -1009,13 +1031,18 @@ static int packet_send_segments(QIOChannelPacket *pioc,
             if (ret <= 0) {
                 return ret;
             }
+        } else {
+            pioc->segments_sent = true;
         }
-        pioc->segments_sent++;
+        pioc->segments_done++;
     }
-    pioc->segments_sent = 0;
     packet_set_room(pioc);
-    pioc->stats.frames++;
-    pioc->stats.bytes += frame->len;
+    if (pioc->segments_sent) {
+        pioc->stats.frames++;
+        pioc->stats.bytes += frame->len;
+    }
+    pioc->segments_done = 0;
+    pioc->segments_sent = false;
     return 1;
 }
 
@@ -1048,7 +1075,7 @@ static ssize_t packet_send_frames(QIOChannelPacket *pioc,
             };
         }
 
-        if (pioc->segments_sent) {
+        if (pioc->segments_done) {
             /* The rest of a frame that was begun */
             ret = packet_send_segments(pioc, &frames[done], errp);
             if (ret <= 0) {
@@ -1271,6 +1298,13 @@ static ssize_t packet_send_messages(QIOChannelPacket *pioc, uint8_t *buf,
         if (!frames[n].len && n) {
             break;
         }
+        if (pioc->skips_group && frames[n].len && (frames[n].data[0] & 1)) {
+            if (n) {
+                break;
+            }
+            pioc->stats.skipped_group++;
+            return pos + ret;
+        }
         pos += ret;
         if (!frames[n].len) {
             packet_count_drop(pioc, &pioc->stats.dropped_invalid, 1,
@@ -1438,7 +1472,7 @@ static GIOCondition packet_source_ready(QIOChannelPacketSource *source)
         ready |= G_IO_IN | G_IO_OUT | G_IO_HUP;
     }
     if (pioc->mode == QIO_CHANNEL_PACKET_CAPTURE) {
-        if (packet_rest(pioc)) {
+        if (packet_rest(pioc) || pioc->cutting) {
             ready |= G_IO_IN;
         }
     } else if (!pioc->retry_at || g_get_monotonic_time() >= pioc->retry_at) {

@@ -91,6 +91,16 @@ void filter_activity_init(FilterActivity *act, NetFilterState *nf,
     act->when_running = true;
 }
 
+static bool filter_activity_may_change(FilterActivity *act, Error **errp)
+{
+    if (act->fixed) {
+        error_setg(errp, "'enable_when_running' and 'enable_when_stopped' of a "
+                   "filter for the frames of a stopped VM cannot be changed; "
+                   "make a new filter");
+    }
+    return !act->fixed;
+}
+
 static bool filter_activity_get_when_running(Object *obj, Error **errp)
 {
     return filter_activity_get(obj)->when_running;
@@ -101,8 +111,10 @@ static void filter_activity_set_when_running(Object *obj, bool value,
 {
     FilterActivity *act = filter_activity_get(obj);
 
-    act->when_running = value;
-    filter_activity_update(act);
+    if (filter_activity_may_change(act, errp)) {
+        act->when_running = value;
+        filter_activity_update(act);
+    }
 }
 
 static bool filter_activity_get_when_stopped(Object *obj, Error **errp)
@@ -115,9 +127,11 @@ static void filter_activity_set_when_stopped(Object *obj, bool value,
 {
     FilterActivity *act = filter_activity_get(obj);
 
-    act->when_stopped = value;
-    act->when_stopped_set = true;
-    filter_activity_update(act);
+    if (filter_activity_may_change(act, errp)) {
+        act->when_stopped = value;
+        act->when_stopped_set = true;
+        filter_activity_update(act);
+    }
 }
 
 static bool filter_activity_get_active(Object *obj, Error **errp)

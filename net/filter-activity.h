@@ -32,6 +32,7 @@ struct FilterActivity {
     VMChangeStateEntry *vmstate;
     bool not_incoming;          /* inactive while waiting for a migration */
     bool vm_running;
+    bool fixed;                 /* the options are, now */
     bool active;
 };
 

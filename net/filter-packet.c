@@ -15,6 +15,10 @@
  *   out_netdev         <- the packets that reach this filter in the chain
  *   indev, out_netdev  <- messages from indev
  *
+ * Without either, what comes from indev gets the vnet header that the filter's
+ * netdev has, on its way to the chain: that of the message may be longer or
+ * shorter.
+ *
  * Theory of operation
  *
  * The frames come from, and go to, a QIOChannelPacket on the interface; all
@@ -61,6 +65,7 @@
 #include "io/packet-ring.h"
 #include "net/announce.h"
 #include "net/filter-activity.h"
+#include "net/filter-stats.h"
 #include "net/net.h"
 #include "net/packet-helper.h"
 #include "qapi/error.h"
@@ -99,6 +104,8 @@ QEMU_BUILD_BUG_ON(QIO_CHANNEL_PACKET_MAX != NET_BUFSIZE);
 #define FILTER_PACKET_ANNOUNCE_US (1000 * 1000)
 
 #define FILTER_PACKET_HOLD_LIMIT (64 * MiB)
+#define FILTER_PACKET_DRAIN_TIMEOUT 100 /* ms */
+#define FILTER_PACKET_DRAIN_TIMEOUT_MAX 10000
 
 const char *filter_packet_id(FilterPacket *p)
 {
@@ -145,6 +152,13 @@ static uint8_t *filter_packet_bufs(FilterPacket *p)
     return p->bufs;
 }
 
+static void filter_packet_drop_invalid(FilterPacket *p)
+{
+    filter_count_drop(p->nf, &p->dropped_invalid, 1,
+                      "there is no room for its vnet header and a frame, or "
+                      "its checksum is outside the frame");
+}
+
 /*
  * Without vnet headers on the way every frame must be complete in itself: fill
  * in its checksum, or cut it into segments, or drop and count it.
@@ -161,8 +175,7 @@ static void filter_packet_complete(FilterPacket *p,
     if (!frame->vnet_hdr.gso_type) {
         if (!qio_packet_fill_checksum(&frame->vnet_hdr, frame->data,
                                       frame->len)) {
-            filter_count_drop(p->nf, &p->dropped_invalid, 1,
-                              "the checksum is outside the frame");
+            filter_packet_drop_invalid(p);
             return;
         }
         frame->vnet_hdr = no_hdr;
@@ -221,8 +234,12 @@ static void filter_packet_emit_to_chain(FilterPacket *p,
     assert(netdev->vnet_hdr_len <= sizeof(hdr));
     filter_packet_put_vnet_hdr((uint8_t *)&hdr, netdev->vnet_hdr_len,
                                &frame->vnet_hdr);
-    qemu_netfilter_pass_to_next(netdev, QEMU_NET_PACKET_FLAG_COPY,
-                                iov + skip, ARRAY_SIZE(iov) - skip, p->nf);
+    if (p->in_netdev) {
+        qemu_netfilter_pass_to_next(netdev, QEMU_NET_PACKET_FLAG_COPY,
+                                    iov + skip, ARRAY_SIZE(iov) - skip, p->nf);
+    } else {
+        p->pass(p->nf, iov + skip, ARRAY_SIZE(iov) - skip);
+    }
 }
 
 static void filter_packet_to_chain(FilterPacket *p,
@@ -360,6 +377,11 @@ static int filter_packet_migration(NotifierWithReturn *notifier,
 
 /* Inject */
 
+static bool filter_packet_injects_on_own(FilterPacket *p)
+{
+    return p->out_netdev && !strcmp(p->out_netdev, p->nf->netdev_id);
+}
+
 static void filter_packet_drop_held(FilterPacket *p)
 {
     filter_count_drop(p->nf, &p->dropped_gone, packet_queue_drop(&p->held),
@@ -387,6 +409,18 @@ static void filter_packet_announce(FilterPacket *p)
         nic.value = nc->peer->name;
         trace_filter_packet_announce(filter_packet_id(p), nic.value);
         qemu_announce_self(&timer, &params);
+    }
+}
+
+/*
+ * From now on the network brings what it floods directly, as to the source
+ * while that lives: it is not to come twice.
+ */
+static void filter_packet_end_arrival(FilterPacket *p)
+{
+    p->arrived = false;
+    if (filter_packet_injects_on_own(p)) {
+        qio_channel_packet_set_skip_group(p->ioc, true);
     }
 }
 
@@ -439,6 +473,9 @@ static void filter_packet_release(void *opaque)
             filter_packet_go_on_in(p, 0);
         }
     }
+    if (p->arrived && !p->announce && !packet_queue_peek(&p->held, &len)) {
+        filter_packet_end_arrival(p);
+    }
     if (p->not_read && filter_packet_can_read(p)) {
         qemu_chr_fe_accept_input(p->chr_in);
     }
@@ -458,14 +495,16 @@ static void filter_packet_arrive(FilterPacket *p)
     p->received_before = UINT64_MAX;
     for (int i = 0; chr && i < FILTER_PACKET_ARRIVE_READS; i++) {
         uint64_t received = p->received;
+        size_t held = p->held.bytes;
 
         qemu_chr_socket_read_now(chr);
         filter_packet_release(p);
-        if (p->received == received && filter_packet_can_read(p)) {
+        if (p->received == received && p->held.bytes == held) {
             p->received_before = received;
             break;
         }
     }
+    p->arrived = chr;
     p->announce = true;
     p->announce_until = g_get_monotonic_time() + FILTER_PACKET_ANNOUNCE_US;
 }
@@ -505,7 +544,8 @@ static void filter_packet_inject_set_active(FilterPacket *p)
 
 /*
  * The vnet header of a packet from the chain, which is @hdr_len bytes long
- * there.  Returns false if the packet is dropped, and counted.
+ * there.  Its fields are in the host's byte order, and stay so on the wire,
+ * as in every QEMU.  Returns false if the packet is dropped, and counted.
  */
 static bool filter_packet_parse(FilterPacket *p, unsigned flags,
                                 const struct iovec *iov, int iovcnt,
@@ -535,11 +575,6 @@ void filter_packet_keep(FilterPacket *p, unsigned flags,
     if (filter_packet_parse(p, flags, iov, iovcnt, &hdr, &hdr_len)) {
         packet_queue_put(&p->held, &hdr, sizeof(hdr), iov, iovcnt, hdr_len);
     }
-}
-
-static bool filter_packet_injects_on_own(FilterPacket *p)
-{
-    return p->out_netdev && !strcmp(p->out_netdev, p->nf->netdev_id);
 }
 
 /* QEMU announces the guest's new location, which is too early */
@@ -676,6 +711,9 @@ int filter_packet_receive_bytes(FilterPacket *p, const uint8_t *buf,
 void filter_packet_indev_closed(FilterPacket *p)
 {
     packet_queue_truncate(&p->held);
+    if (p->out_netdev) {
+        qio_channel_packet_set_skip_group(p->ioc, false);
+    }
 }
 
 
@@ -740,7 +778,34 @@ void filter_packet_give_back_later(FilterPacket *p)
 }
 
 
-/* Both */
+/* From indev to the chain */
+
+void filter_packet_receive_message(FilterPacket *p, SocketReadState *rs,
+                                   NetFilterTraffic *received)
+{
+    struct iovec iov = { .iov_base = rs->buf, .iov_len = rs->packet_len };
+    size_t hdr_len = rs->vnet_hdr ? rs->vnet_hdr_len : 0;
+    QIOChannelPacketFrame frame = { 0 };
+
+    if (hdr_len >= rs->packet_len ||
+        (hdr_len && hdr_len < sizeof(frame.vnet_hdr))) {
+        filter_packet_drop_invalid(p);
+        return;
+    }
+    filter_stats_count(received, rs->packet_len - hdr_len);
+    if (!rs->vnet_hdr || hdr_len == p->nf->netdev->vnet_hdr_len) {
+        p->pass(p->nf, &iov, 1);
+        return;
+    }
+    iov_to_buf(&iov, 1, 0, &frame.vnet_hdr,
+               MIN(hdr_len, sizeof(frame.vnet_hdr)));
+    frame.data = rs->buf + hdr_len;
+    frame.len = rs->packet_len - hdr_len;
+    filter_packet_to_chain(p, &frame);
+}
+
+
+/* All */
 
 void filter_packet_set_active(FilterPacket *p, bool active)
 {
@@ -758,13 +823,16 @@ void filter_packet_set_active(FilterPacket *p, bool active)
 }
 
 void filter_packet_init(FilterPacket *p, NetFilterState *nf,
-                        CharFrontend *chr_in, FilterWriter *writer)
+                        CharFrontend *chr_in, FilterWriter *writer,
+                        FilterPacketPass *pass)
 {
     p->nf = nf;
     p->chr_in = chr_in;
     p->writer = writer;
+    p->pass = pass;
     p->ring_size = QIO_CHANNEL_PACKET_RING_SIZE;
     p->hold_limit = FILTER_PACKET_HOLD_LIMIT;
+    p->drain_timeout = FILTER_PACKET_DRAIN_TIMEOUT;
 }
 
 bool filter_packet_check(FilterPacket *p, const char *indev,
@@ -905,6 +973,7 @@ bool filter_packet_setup(FilterPacket *p, bool vnet_hdr, Error **errp)
         }
     }
     if (p->switchover) {
+        filter_activity_get(OBJECT(p->nf))->fixed = true;
         filter_switchover_setup(&p->sw, p);
     }
     return true;
@@ -1018,6 +1087,31 @@ static void filter_packet_set_hold_limit(Object *obj, Visitor *v,
     }
 }
 
+static void filter_packet_get_drain_timeout(Object *obj, Visitor *v,
+                                            const char *name, void *opaque,
+                                            Error **errp)
+{
+    visit_type_uint32(v, name, &filter_packet_get(obj)->drain_timeout, errp);
+}
+
+static void filter_packet_set_drain_timeout(Object *obj, Visitor *v,
+                                            const char *name, void *opaque,
+                                            Error **errp)
+{
+    FilterPacket *p = filter_packet_get(obj);
+    uint32_t ms;
+
+    if (!visit_type_uint32(v, name, &ms, errp)) {
+        return;
+    }
+    if (ms > FILTER_PACKET_DRAIN_TIMEOUT_MAX) {
+        error_setg(errp, "'drain_timeout' must be at most %d ms",
+                   FILTER_PACKET_DRAIN_TIMEOUT_MAX);
+        return;
+    }
+    p->drain_timeout = ms;
+}
+
 static void filter_packet_get_ring_size(Object *obj, Visitor *v,
                                         const char *name, void *opaque,
                                         Error **errp)
@@ -1066,4 +1160,7 @@ void filter_packet_class_init(ObjectClass *oc)
     object_class_property_add(oc, "hold_limit", "size",
                               filter_packet_get_hold_limit,
                               filter_packet_set_hold_limit, NULL, NULL);
+    object_class_property_add(oc, "drain_timeout", "uint32",
+                              filter_packet_get_drain_timeout,
+                              filter_packet_set_drain_timeout, NULL, NULL);
 }

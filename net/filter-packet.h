@@ -12,6 +12,7 @@
 #include "migration/misc.h"
 #include "net/filter-switchover.h"
 #include "net/filter-writer.h"
+#include "net/net.h"
 #include "qapi/error.h"
 
 
@@ -23,21 +24,27 @@ typedef enum FilterPacketState {
     FILTER_PACKET_DROPPING,     /* the same, and nobody wants them */
 } FilterPacketState;
 
+/* Hand a packet from indev to the chain, as the filter's direction says */
+typedef void FilterPacketPass(NetFilterState *nf, const struct iovec *iov,
+                              int iovcnt);
+
 /*
  * FilterPacket: the part of a redirector's state behind in_netdev, out_netdev,
- * packet_helper, ring_size and hold_limit.  All of its functions are for the
- * main loop's thread, or any other that holds the BQL.
+ * packet_helper, ring_size, hold_limit and drain_timeout.  All of its functions
+ * are for the main loop's thread, or any other that holds the BQL.
  */
 struct FilterPacket {
     NetFilterState *nf;
     CharFrontend *chr_in;
     FilterWriter *writer;
+    FilterPacketPass *pass;
 
     char *in_netdev;
     char *out_netdev;
     char *packet_helper;        /* path */
     uint64_t ring_size;         /* bytes */
     uint64_t hold_limit;        /* bytes */
+    uint32_t drain_timeout;     /* ms */
 
     bool has_indev;
     bool has_outdev;
@@ -63,6 +70,7 @@ struct FilterPacket {
     bool incoming;              /* the VM has not run yet, but elsewhere */
     VMChangeStateEntry *vmstate;
     uint64_t flooded;           /* frames that both hosts got: not taken */
+    bool arrived;               /* lately, and something may still be held */
     bool announce;              /* once nothing is held */
     int64_t announce_until;     /* or by then, in us */
     uint64_t received;          /* bytes from indev */
@@ -80,9 +88,9 @@ struct FilterPacket {
  * filter_packet_class_init:
  * @oc: class of a filter that has a FilterPacket
  *
- * Add the properties in_netdev, out_netdev, packet_helper, ring_size and
- * hold_limit, and interface, which can only be read.  The filter's file
- * defines filter_packet_get().
+ * Add the properties in_netdev, out_netdev, packet_helper, ring_size,
+ * hold_limit and drain_timeout, and interface, which can only be read.  The
+ * filter's file defines filter_packet_get().
  */
 void filter_packet_class_init(ObjectClass *oc);
 
@@ -100,9 +108,11 @@ FilterPacket *filter_packet_get(Object *obj);
  * @nf: the filter
  * @chr_in: its indev, which the filter itself reads
  * @writer: to its outdev
+ * @pass: for what comes from its indev
  */
 void filter_packet_init(FilterPacket *p, NetFilterState *nf,
-                        CharFrontend *chr_in, FilterWriter *writer);
+                        CharFrontend *chr_in, FilterWriter *writer,
+                        FilterPacketPass *pass);
 
 /**
  * filter_packet_check:
@@ -166,6 +176,18 @@ void filter_packet_set_active(FilterPacket *p, bool active);
 ssize_t filter_packet_receive_iov(FilterPacket *p, NetClientState *sender,
                                   unsigned flags, const struct iovec *iov,
                                   int iovcnt);
+
+/**
+ * filter_packet_receive_message:
+ * @p: the FilterPacket with indev and without out_netdev
+ * @rs: has a whole message; its bytes may change
+ * @received: counts it, if it has a frame
+ *
+ * Hand the frame in a message from indev to the chain, with the vnet header
+ * that the netdev has, which may be longer or shorter than the message's.
+ */
+void filter_packet_receive_message(FilterPacket *p, SocketReadState *rs,
+                                   NetFilterTraffic *received);
 
 /**
  * filter_packet_can_read:
@@ -261,8 +283,11 @@ static inline void filter_packet_class_init(ObjectClass *oc)
 
 static inline void filter_packet_init(FilterPacket *p, NetFilterState *nf,
                                       CharFrontend *chr_in,
-                                      FilterWriter *writer)
+                                      FilterWriter *writer,
+                                      FilterPacketPass *pass)
 {
+    p->nf = nf;
+    p->pass = pass;
 }
 
 static inline bool filter_packet_check(FilterPacket *p, const char *indev,
@@ -302,6 +327,19 @@ static inline ssize_t filter_packet_receive_iov(FilterPacket *p,
                                                 int iovcnt)
 {
     return 0;
+}
+
+/* Without AF_PACKET both ends have the same vnet header, or none */
+static inline void filter_packet_receive_message(FilterPacket *p,
+                                                 SocketReadState *rs,
+                                                 NetFilterTraffic *received)
+{
+    struct iovec iov = { .iov_base = rs->buf, .iov_len = rs->packet_len };
+    size_t hdr_len = rs->vnet_hdr ? rs->vnet_hdr_len : 0;
+
+    received->packets++;
+    received->bytes += iov.iov_len - MIN(hdr_len, iov.iov_len);
+    p->pass(p->nf, &iov, 1);
 }
 
 static inline int filter_packet_can_read(FilterPacket *p)

@@ -77,7 +77,7 @@ static void filter_stats_add_channel(NetFilterStats *stats,
     drops->unread += counted->dropped_unread;
     drops->truncated += counted->dropped_truncated;
     drops->gso += counted->dropped_gso;
-    drops->mtu += counted->dropped_too_big;
+    drops->mtu += counted->dropped_mtu;
     drops->invalid += counted->dropped_invalid;
     drops->interface_down += counted->dropped_down;
 }
@@ -181,7 +181,7 @@ void filter_stats_add_packet(NetFilterStats *stats, FilterPacket *p)
     QIOChannelPacketStats counted;
     NetFilterInterface *i;
 
-    drops->queue_full += p->sw.dropped_queue;
+    drops->queue_full += filter_switchover_dropped_queue(&p->sw);
     drops->hold_limit += p->dropped_no_room;
     drops->too_big += p->dropped_too_big;
     drops->gso += p->dropped_gso;
@@ -200,7 +200,7 @@ void filter_stats_add_packet(NetFilterStats *stats, FilterPacket *p)
         return;
     }
     stats->has_flooded = p->has_indev;
-    stats->flooded = p->flooded;
+    stats->flooded = p->flooded + counted.skipped_group;
     stats->held = filter_stats_held(p, counted.no_room);
     if (p->switchover) {
         stats->given_back = i;

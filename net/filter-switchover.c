@@ -36,7 +36,8 @@
  * To catch up is to send what is in the queue at once.  The main loop does the
  * same as soon as it runs, but the destination does not wait for it: it would
  * start its VM, and let the network know, before it has these frames.  And
- * whoever hears that the migration is complete may kill this process.
+ * whoever hears that the migration is complete may kill this process; so that
+ * is said only when the peer has taken all, or after drain_timeout.
  *
  * To leave frames in the queue is to switch off QEMU's reading of it.  That is
  * also what happens when the copies reach hold_limit, and after the migration
@@ -47,9 +48,12 @@
 
 #include "qemu/osdep.h"
 #include "net/filter-switchover.h"
+#include "migration/client-options.h"
+#include "net/filter-activity.h"
 #include "net/filter-packet.h"
 #include "net/link-stats.h"
 #include "net/net.h"
+#include "qemu/error-report.h"
 #include "qemu/iov.h"
 #include "qemu/units.h"
 #include "trace.h"
@@ -63,6 +67,9 @@
 
 /* Bytes over hold_limit that are taken, to keep the order, for a moment */
 #define SWITCHOVER_REST (64 * MiB)
+
+/* How often to try again to write to a peer that does not take all at once */
+#define SWITCHOVER_DRAIN_POLL_US 1000
 
 /* Frames that are taken in one go, at most: ten times the usual queue */
 #define SWITCHOVER_CATCH_UP 10000
@@ -108,10 +115,10 @@ static bool filter_switchover_wants_more(FilterSwitchover *sw)
         trace_filter_switchover_state(filter_packet_id(p), names[state],
                                       sw->taken, p->held.packets,
                                       p->held.bytes);
-        if (sw->state < FILTER_SWITCHOVER_COPY &&
-            state >= FILTER_SWITCHOVER_COPY) {
+        if (state >= FILTER_SWITCHOVER_COPY && !sw->sent) {
             /* What an earlier migration has left, and the guest not had */
             filter_packet_resend(p);
+            sw->sent = true;
         }
         sw->state = state;
     }
@@ -141,6 +148,13 @@ static void filter_switchover_update(void *opaque)
     if (sw->stopped) {
         bool read = filter_switchover_wants_more(sw);
 
+        if (sw->connected && !sw->writer->connected &&
+            sw->state >= FILTER_SWITCHOVER_COPY) {
+            warn_report("filter-redirector '%s': outdev's connection ended: "
+                        "frames of the VM that are on the way are lost, unless "
+                        "it runs on here", filter_packet_id(sw->packet));
+        }
+        sw->connected = sw->writer->connected;
         if (read != sw->reading) {
             filter_switchover_read(sw, read);
         }
@@ -174,6 +188,25 @@ static void filter_switchover_catch_up(FilterSwitchover *sw)
              sw->taken < last && filter_switchover_read_now(sw));
 }
 
+/* The migration is complete, and may be seen as such when this returns */
+static void filter_switchover_drain(FilterSwitchover *sw)
+{
+    FilterWriter *w = sw->writer;
+    int64_t end = g_get_monotonic_time() +
+                  sw->packet->drain_timeout * (int64_t)1000;
+
+    while (w->connected && w->queue.bytes && g_get_monotonic_time() < end) {
+        g_usleep(SWITCHOVER_DRAIN_POLL_US);
+        filter_switchover_catch_up(sw);
+    }
+    if (w->queue.packets) {
+        warn_report("filter-redirector '%s': the migration is complete, but "
+                    "outdev's peer has not yet taken %" PRIu64 " frames of the "
+                    "VM: they are lost if QEMU ends now",
+                    filter_packet_id(sw->packet), w->queue.packets);
+    }
+}
+
 /* What is still in the queue goes behind the copies, not before them */
 static void filter_switchover_read_rest(FilterSwitchover *sw)
 {
@@ -187,7 +220,7 @@ static void filter_switchover_read_rest(FilterSwitchover *sw)
     sw->resuming = false;
 }
 
-/* The kernel counts the frames that find the queue full */
+/* The kernel counts the frames that find the queue full: have a look */
 static void filter_switchover_look_at_queue(FilterSwitchover *sw)
 {
     uint64_t dropped;
@@ -213,6 +246,7 @@ static void filter_switchover_vm_change_state(void *opaque, bool running,
         if (sw->stopped) {
             filter_switchover_read_rest(sw);
             filter_switchover_look_at_queue(sw);
+            sw->sent = false;
             /* If it was, that migration is over, and the next may be cpr's */
             sw->migrating = sw->migrating && !sw->done;
             sw->stopped = false;
@@ -243,21 +277,35 @@ static int filter_switchover_migration(NotifierWithReturn *notifier,
         trace_filter_switchover_armed(filter_packet_id(sw->packet));
         sw->migrating = true;
         sw->done = false;
-        return 0;
+        /* A VM that was never started here may be migrated on */
+        filter_activity_update(filter_activity_get(OBJECT(sw->nf)));
+        break;
     case MIG_EVENT_PRECOPY_FAILED:
         sw->migrating = false;
+        sw->sent = false;
+        if (sw->packet->ioc) {
+            /* The guest gets the copies, or the next destination does */
+            filter_writer_discard(sw->writer, false);
+        }
         filter_switchover_update(sw);
-        return 0;
-    case MIG_EVENT_PRECOPY_SAVED:
         break;
-    default:
+    case MIG_EVENT_PRECOPY_SAVED:
+        filter_switchover_catch_up(sw);
+        break;
+    case MIG_EVENT_PRECOPY_DONE:
+    case MIG_EVENT_COMPLETING:
         /* After a background snapshot, the VM runs already */
         sw->done = sw->stopped;
         sw->migrating = sw->stopped;
         filter_switchover_look_at_queue(sw);
+        filter_switchover_catch_up(sw);
+        if (event->type == MIG_EVENT_COMPLETING) {
+            filter_switchover_drain(sw);
+        }
+        break;
+    default:
         break;
     }
-    filter_switchover_catch_up(sw);
     return 0;
 }
 
@@ -292,14 +340,25 @@ ssize_t filter_switchover_receive_iov(FilterSwitchover *sw,
                                       NetClientState *sender, unsigned flags,
                                       const struct iovec *iov, int iovcnt)
 {
+    /* A capture's copies are of frames that take their own way */
     if ((sw->state < FILTER_SWITCHOVER_COPY && !sw->resuming) ||
-        sender != sw->nf->netdev) {
+        sender != sw->nf->netdev || (flags & QEMU_NET_PACKET_FLAG_COPY)) {
         return 0;
     }
     sw->taken++;
-    filter_packet_take(sw->packet, flags, iov, iovcnt);
-    filter_switchover_update(sw);
+    if (sw->resuming) {
+        filter_packet_keep(sw->packet, flags, iov, iovcnt);
+    } else {
+        filter_packet_take(sw->packet, flags, iov, iovcnt);
+        filter_switchover_update(sw);
+    }
     return iov_size(iov, iovcnt);
+}
+
+uint64_t filter_switchover_dropped_queue(FilterSwitchover *sw)
+{
+    filter_switchover_look_at_queue(sw);
+    return sw->dropped_queue;
 }
 
 void filter_switchover_setup(FilterSwitchover *sw, FilterPacket *packet)
@@ -314,6 +373,7 @@ void filter_switchover_setup(FilterSwitchover *sw, FilterPacket *packet)
     sw->queue_drops = UINT64_MAX;
     sw->writer = packet->writer;
     sw->stopped = !runstate_is_live(runstate_get());
+    sw->migrating = migration_is_running() && migrate_mode() == MIG_MODE_NORMAL;
     sw->reading = true;
     sw->vmstate = qemu_add_vm_change_state_handler_prio(
         filter_switchover_vm_change_state, sw, SWITCHOVER_VMSTATE_PRIORITY);

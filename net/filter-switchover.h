@@ -38,6 +38,8 @@ typedef struct FilterSwitchover {
     bool stopped;               /* the VM is */
     bool migrating;             /* by a migration that notifies us */
     bool done;                  /* the destination is about to run */
+    bool connected;             /* outdev's peer was, at the last look */
+    bool sent;                  /* the copies, to this destination */
     bool resuming;              /* the VM is about to run again */
     FilterSwitchoverState state;
     bool reading;               /* QEMU reads the netdev's queue */
@@ -81,5 +83,13 @@ void filter_switchover_set_active(FilterSwitchover *sw, bool active);
 ssize_t filter_switchover_receive_iov(FilterSwitchover *sw,
                                       NetClientState *sender, unsigned flags,
                                       const struct iovec *iov, int iovcnt);
+
+/**
+ * filter_switchover_dropped_queue:
+ * @sw: the switchover, which may not have been set up
+ *
+ * Returns: frames for the stopped VM that found the queue full, so far
+ */
+uint64_t filter_switchover_dropped_queue(FilterSwitchover *sw);
 
 #endif /* NET_FILTER_SWITCHOVER_H */

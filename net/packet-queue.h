@@ -24,6 +24,7 @@ typedef struct PacketQueue {
     QSIMPLEQ_HEAD(, PacketQueueChunk) chunks;
     PacketQueueChunk *spare;
     bool vnet_hdr;              /* messages carry a vnet header */
+    bool stale;                 /* the oldest: to be ended, not begun anew */
     size_t bytes;               /* in the queue, not consumed */
     uint64_t packets;           /* whole messages in the queue */
     NetFilterTraffic in;        /* whole messages that came */
@@ -168,7 +169,8 @@ void packet_queue_consume(PacketQueue *q, size_t len);
  * @q: the queue
  *
  * Undo packet_queue_consume() of a part of a message, so that its reader, a
- * new one, begins with a whole message.
+ * new one, begins with a whole message.  What packet_queue_discard() has left
+ * is dropped.
  */
 void packet_queue_rewind(PacketQueue *q);
 

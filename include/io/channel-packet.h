@@ -78,7 +78,7 @@ typedef struct QIOChannelPacketFrame {
  * @dropped_unread: captured frames that a detach has thrown away
  * @dropped_truncated: captured frames that were too long for the buffer
  * @dropped_gso: GSO frames that would have to be cut, and cannot be
- * @dropped_too_big: frames over the MTU of the interface, not injected
+ * @dropped_mtu: frames or segments over the MTU of the interface
  * @dropped_invalid: frames that the kernel refuses, or messages that hold
  *     no usable frame
  * @dropped_down: frames for an interface that is down
@@ -93,10 +93,11 @@ typedef struct QIOChannelPacketStats {
     uint64_t dropped_unread;
     uint64_t dropped_truncated;
     uint64_t dropped_gso;
-    uint64_t dropped_too_big;
+    uint64_t dropped_mtu;
     uint64_t dropped_invalid;
     uint64_t dropped_down;
     uint64_t no_room;
+    uint64_t skipped_group;
 } QIOChannelPacketStats;
 
 /**
@@ -170,6 +171,16 @@ bool qio_channel_packet_is_packet_socket(int fd);
  * host has left to the interface, and cuts GSO frames into segments.
  */
 void qio_channel_packet_set_vnet_hdr(QIOChannelPacket *ioc, bool enabled);
+
+/**
+ * qio_channel_packet_set_skip_group:
+ * @ioc: the channel, which injects
+ * @enabled: whether to skip broadcast and multicast frames
+ *
+ * Messages with such frames are taken from the stream, and counted as
+ * QIOChannelPacketStats.skipped_group; off by default.
+ */
+void qio_channel_packet_set_skip_group(QIOChannelPacket *ioc, bool enabled);
 
 /**
  * qio_channel_packet_set_ring_size:

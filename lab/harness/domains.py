@@ -10,8 +10,9 @@ arrives is compared:
                              domain "source" -> domain "destination" -> we
 
 Migration.  The lab's guest, under the lab's stream, from host a to host b and
-back by "virsh migrate", with the same XML on both hosts.  In one way once more
-with its filters off, to see that there was something to save.
+back by "virsh migrate", with QEMU's arguments as they are in the manual, the
+same on both hosts.  In one way once more with its filters off, to see that
+there was something to save.
 
     way            QEMU is                   in the XML of the guest
     root           root's                    in_netdev, out_netdev
@@ -28,12 +29,13 @@ QEMU has read but not delivered when the VM stops, and a destination has no
 order, and nothing that holds frames back while its VM starts.
 
 In the unprivileged way frames flow because libvirt-packet-agent passes sockets
-to the running domains: first its own, then the helper's.
+to the running domains.  Where it cannot, it must say why, and leave nothing.
 
 Afterwards nothing may be left of the domains.
 """
 import os
 import random
+import re
 import socket
 import struct
 import subprocess
@@ -51,6 +53,8 @@ from .system import (CLIENT_ADDRESS, CLIENT_MAC, GUEST_ADDRESS, GUEST_MAC,
 
 AGENT = (products.ROOT / '.qemu' / 'src' / 'contrib' / 'packet-redirect' /
          'libvirt-packet-agent')
+MANUAL = (products.ROOT / '.qemu' / 'src' / 'docs' / 'system' /
+          'packet-redirect.rst')
 HELPER = '/usr/local/libexec/qemu-packet-helper'
 CAP_NET_RAW = 1 << 13
 CHANNEL = 4100                  # TCP port of the captured frames
@@ -69,14 +73,11 @@ class Way(NamedTuple):
     options: str = ''           # more, of filters with packet sockets
     sockets: bool = True        # the XML has in_netdev and out_netdev
     flow: bool = True
-    migration: bool = True
     stock: bool = False         # once more with the filters off
 
 
-ALLOW_HELPER = f"""
-setcap cap_net_raw+ep {HELPER}
-echo 'allow vnet*' > /usr/local/etc/qemu/packet.conf
-"""
+NO_SANDBOX = 'seccomp_sandbox = 0\n'
+ALLOW = "echo 'allow vnet*' > /usr/local/etc/qemu/packet.conf\n"
 
 WAYS = (Way('root', 'user = "root"\ngroup = "root"\n', stock=True),
         # As the manual says
@@ -84,9 +85,18 @@ WAYS = (Way('root', 'user = "root"\ngroup = "root"\n', stock=True),
             chgrp libvirt-qemu {libvirt.QEMU}
             chmod 750 {libvirt.QEMU}
             setcap cap_net_raw+ep {libvirt.QEMU}""", flow=False),
-        Way('helper', 'seccomp_sandbox = 0\n', ALLOW_HELPER,
-            f',packet_helper={HELPER}', migration=False),
-        Way('unprivileged', setup=ALLOW_HELPER, sockets=False))
+        Way('helper', NO_SANDBOX, ALLOW + f'setcap cap_net_raw+ep {HELPER}',
+            f',packet_helper={HELPER}'),
+        # It is root who starts the agent, and so the helper
+        Way('unprivileged', setup=ALLOW, sockets=False))
+
+# A helper that sends another socket than it should
+WRONG_HELPER = '/usr/local/libexec/wrong-helper'
+WRONG_HELPER_TEXT = '''#!/usr/bin/python3
+import socket, sys
+with socket.socket(fileno=int(sys.argv[3].removeprefix('--fd='))) as s:
+    socket.send_fds(s, [b'\\0'], [s.fileno()])
+'''
 
 
 def qemu_commandline(arguments):
@@ -209,13 +219,50 @@ def fds(pid):
     return len(os.listdir(f'/proc/{pid}/fd'))
 
 
+def flow(client, seen, sent):
+    """What comes of the frames SENT, until one more that is the end."""
+    end = sent[0][:14] + b'the end'.ljust(46, b'\0')
+    for frame in *sent, end:
+        client.send(frame)
+    got = []
+    while (frame := seen.frame()) != end:
+        got.append(frame)
+    return got
+
+
 def agent(host, *arguments):
     return host.run('/usr/bin/python3', AGENT, *arguments)
 
 
+def check_agent_errors(host):
+    """[(name, kept, figures)]"""
+    host.run('sh', '-c', f'cat > {WRONG_HELPER}; chmod 755 {WRONG_HELPER}',
+             text=WRONG_HELPER_TEXT)
+    for what, arguments, reason in (
+            ('interface', ('capture', 'source', 'net7', 'm0'),
+             'domain source has no interface net7; '),
+            ('chardev', ('capture', 'source', 'net0', 'm7'),
+             "object-add: OUT Device 'm7' not found"),
+            ('helper', ('--helper', '/nowhere/helper', 'capture', 'source',
+                        'net0', 'm0'),
+             'cannot start /nowhere/helper: No such file or directory; '),
+            # QEMU has taken the file by then, and does not have it any more
+            ('socket', ('--helper', WRONG_HELPER, 'capture', 'source', 'net0',
+                        'm0'),
+             "chardev-add: Failed to add chardev 'packet-capture-net0': "
+             "'af-packet-mode' requires an AF_PACKET fd")):
+        said = 'nothing'
+        try:
+            agent(host, *arguments)
+        except LabError as e:
+            said = str(e).rsplit(f'{AGENT.name}: ')[-1]
+        yield (f'libvirt-agent-wrong-{what}', said.startswith(reason), said)
+
+
 def check_flow(system, host, way):
     """[(name, kept, figures)]"""
-    system.ip('a', 'link', 'add', 'br1', 'type', 'bridge')
+    system.ip('a', 'link', 'add', 'br1', 'type', 'bridge',
+              'mcast_snooping', '0')        # else it sends IGMP
     system.ip('a', 'link', 'set', 'br1', 'up')
     client = system.socket('client', socket.AF_PACKET, socket.SOCK_RAW, 0)
     client.bind(('eth0', 0))
@@ -230,29 +277,31 @@ def check_flow(system, host, way):
     wait_connected(host, 'source')
     pids = {name: host.qemu(name) for name in arguments}
     if way.name != 'root':
+        users = {status(pid, 'Uid') for pid in pids.values()}
+        seccomp = {status(pid, 'Seccomp') for pid in pids.values()}
         yield (f'libvirt-{way.name}-has-no-privileges',
-               status(pids['source'], 'Uid') != '0' and
-               not any(map(capabilities, pids.values())),
-               f'uid {status(pids["source"], "Uid")}, effective capabilities '
+               '0' not in users and
+               not any(map(capabilities, pids.values())) and
+               seccomp == {'0' if NO_SANDBOX in way.conf else '2'},
+               f'uid {" ".join(users)}, effective capabilities '
                f'{status(pids["source"], "CapEff")}, seccomp mode '
-               f'{status(pids["source"], "Seccomp")}')
+               f'{" ".join(seccomp)}')
 
     sent = list(frames())
     counts = {name: fds(pid) for name, pid in pids.items()}
-    for more in ([],) if way.sockets else ([], ['--helper', HELPER]):
+    for again in (False,) if way.sockets else (False, True):
         if not way.sockets:
-            agent(host, *more, 'inject', 'destination', 'net0', 'm0')
-            agent(host, *more, 'capture', 'source', 'net0', 'm0')
-        for frame in sent:
-            client.send(frame)
-        got = [seen.frame() for _ in sent]
-        yield (f'libvirt-{way.name}-frames-flow{"-by-helper" * bool(more)}',
+            agent(host, 'inject', 'destination', 'net0', 'm0')
+            agent(host, 'capture', 'source', 'net0', 'm0')
+        got = flow(client, seen, sent)
+        yield (f'libvirt-{way.name}-frames-flow{"-again" * again}',
                got == sent,
                f'{sum(a == b for a, b in zip(got, sent))} of {len(sent)} '
-               'frames have arrived as they were sent')
-        if not way.sockets and not more:
+               f'frames have arrived as they were sent, {len(got)} in all')
+        if not way.sockets and not again:
             agent(host, 'remove', 'capture', 'source', 'net0')
             agent(host, 'remove', 'inject', 'destination', 'net0')
+            yield from check_agent_errors(host)
             now = {name: fds(pid) for name, pid in pids.items()}
             yield ('libvirt-agent-leaves-nothing', now == counts,
                    f'open fds of QEMU before and after: {counts}, {now}')
@@ -267,21 +316,24 @@ def check_flow(system, host, way):
 
 # -- migration ---------------------------------------------------------------
 
+def manual_arguments():
+    """Of QEMU, in the manual's XML."""
+    commandline = re.search('^ *<qemu:commandline>$(.*?)</qemu:commandline>',
+                            MANUAL.read_text(), re.M | re.S)
+    return re.findall("<qemu:arg value='(.*)'/>", commandline[1])
+
+
 def migration_arguments(way):
-    """The same on both hosts.  Who runs listens for the next destination, which
-    connects to it."""
-    in_netdev, out_netdev = (('in_netdev=hostnet0,', ',out_netdev=hostnet0')
-                             if way.sockets else
-                             ('', ',enable_when_stopped=off'))
-    return ['-chardev', 'socket,id=m0,host=0.0.0.0,port=4000,server=on,'
-                        'wait=off,nodelay=on',
-            '-object', f'filter-redirector,id=cap0,netdev=hostnet0,{in_netdev}'
-                       'outdev=m0,enable_when_running=off,'
-                       'enable_when_stopped=on,vnet_hdr_support=on',
-            '-chardev', 'socket,id=m1,host=peer,port=4000,nodelay=on,'
-                        'reconnect-ms=100',
-            '-object', 'filter-redirector,id=inj0,netdev=hostnet0,indev=m1'
-                       f'{out_netdev},vnet_hdr_support=on']
+    """What the manual has, with what its table says of this way.  Who runs
+    listens for the next destination, which connects to it."""
+    def filter_arguments(a):
+        if way.sockets:
+            return a + way.options
+        return (re.sub(',(in|out)_netdev=[^,]*', '', a) +
+                ',enable_when_stopped=off' * (',indev=' in a))
+
+    return [filter_arguments(a) if a.startswith('filter-redirector,') else a
+            for a in manual_arguments()]
 
 
 def guest_boot():
@@ -380,12 +432,9 @@ def check_way(way, logs, say):
                 host = Host(system, name, logs, way.conf)
                 hosts.append(host)
                 host.run('sh', '-ec', way.setup)
-                if not way.migration:
-                    break
             if way.flow:
                 results += check_flow(system, hosts[0], way)
-            if way.migration:
-                results += check_migration(system, hosts, way, say)
+            results += check_migration(system, hosts, way, say)
         finally:
             for host in hosts:
                 host.save_logs()

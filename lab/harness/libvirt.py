@@ -193,7 +193,7 @@ def run_libvirtd():
 
 def serve(name, sockets, conf, address, peer):
     """Be the process 1 of the host NAME: never returns.  SOCKETS: a directory
-    for those of libvirt; ADDRESS: its own; PEER: one that gets that name"""
+    for those of libvirt; ADDRESS and PEER: they get the names own and peer"""
     transcript.mount('--make-rprivate', '/')
     transcript.mount('-t', 'tmpfs', '-o', 'mode=755', 'tmpfs', '/run')
     socket.sethostname(name)
@@ -202,7 +202,7 @@ def serve(name, sockets, conf, address, peer):
     for file in 'kernel/vmlinuz', 'initramfs':      # libvirt changes the owner
         shutil.copy(products.directory() / file, boot)
     with open('/etc/hosts', 'a') as f:
-        f.write(f'{address} {name}\n{peer} peer\n')
+        f.write(f'{address} {name} own\n{peer} peer\n')
     Path('/run/libvirt').mkdir()
     Path('/run/libvirt/libvirt-sock').symlink_to(f'{sockets}/libvirt-sock')
     Path('/etc/libvirt/libvirtd.conf').write_text(

@@ -156,8 +156,7 @@ def judge(r):
                    for key in ('fds', 'rss_kib'))
     return [
         ('pingpong-is-exact',
-         not any(r[d][n] for d, _ in report.DIRECTIONS
-                 for n in ('lost', 'duplicated', 'damaged')),
+         report.is_exact(r, None) and worst <= report.REORDERED,
          f'{len(rounds)} migrations, {r["to_guest"]["sent"]} + '
          f'{r["to_client"]["sent"]} packets: {report.faults(r)}, to the guest '
          f'at most {worst} reordered in one; VM stopped {min(stops)} to '

@@ -2,9 +2,10 @@
 """A TCP transfer to the guest, all of which is compared, across a migration.
 
 The guest's NIC and the TAP have all offloads on: the guest gets frames of up to
-64 KiB with unfilled checksums.  Asserted are, of the control without a
-migration: the guest's SHA-256 is the sender's; of stock: the same; of ours: the
-same, and no more segments retransmitted than with stock, which loses some.
+64 KiB with unfilled checksums, on each host.  Asserted are, of the control
+without a migration: the guest's SHA-256 is the sender's; of stock: the same; of
+ours: the same, and hardly more segments retransmitted than by the control, and
+no more than with stock, which loses some.
 """
 from . import InvalidRun, LabError, migrate
 from .migrate import Conditions
@@ -14,27 +15,34 @@ RATE = 100                      # Mbit/s; half of it, if the guest is too slow
 SLOW = 1.2                      # it is, if the control takes longer by that
 LEAST = 10                      # Mbit/s; the lab is at fault if it is too slow
 MTU = 1514                      # bytes of the largest frame that is not GSO
+# Segments more than without a migration, that need not have been lost: a stop
+# of the guest, and frames that overtake others, look like a loss to TCP, too.
+# Ours had 5 more (9 and 6, the controls 4 and 1); stock, which loses some, 158
+EXTRA = 20
 # The other stream, only to see the guest alive
 BESIDE = dict(rate=50, answers=50, before=1, after=1)
 
 
-def judge(mode, r, stock):
-    """[(name, kept, figures)] of a run; @stock: the result without filters"""
+def judge(mode, r, others):
+    """[(name, kept, figures)] of a run; @others: results of earlier modes"""
     tcp = r['tcp']
+    frames = ' and '.join(map(str, tcp['mean_frames']))
     figures = (f'{tcp["bytes"] / 1e6:.0f} MB in {tcp["seconds"]} s, frames of '
-               f'{tcp["mean_frame"]} bytes on average, TCP stall '
+               f'{frames} bytes on average, TCP stall '
                f'{tcp["stall_ms"]} ms, {tcp["retransmitted"]} segments '
                'retransmitted')
     if mode != 'control':
         figures += f', VM stopped {r["stop_window_ms"]} ms'
     yield (f'tcp-{mode}-sha256-is-equal', tcp['intact'], figures)
-    yield (f'tcp-{mode}-gets-gso-frames', tcp['mean_frame'] > MTU,
-           f'{tcp["mean_frame"]} bytes')
+    yield (f'tcp-{mode}-gets-gso-frames', min(tcp['mean_frames']) > MTU,
+           f'{frames} bytes')
     if mode == 'ours':
-        yield ('tcp-ours-retransmits-no-more-than-stock',
-               tcp['retransmitted'] <= stock['tcp']['retransmitted'],
-               f'{tcp["retransmitted"]}, stock '
-               f'{stock["tcp"]["retransmitted"]}')
+        for other, extra in (('control', EXTRA), ('stock', 0)):
+            theirs = others[other]['tcp']['retransmitted']
+            yield (f'tcp-ours-retransmits-no-more-than-{other}',
+                   tcp['retransmitted'] <= theirs + extra,
+                   f'{tcp["retransmitted"]}, {other} {theirs}' +
+                   f', {extra} more allowed' * bool(extra))
 
 
 def run(mode, mb, rate, say):
@@ -62,7 +70,7 @@ def control(mb, rate, say):
 
 def checked(mb=MB, rate=RATE, say=lambda line: None):
     """The three runs, judged, one after the other."""
-    stock = None
+    others = {}
     for mode in migrate.MODES:
         try:
             if mode == 'control':
@@ -72,6 +80,5 @@ def checked(mb=MB, rate=RATE, say=lambda line: None):
         except LabError as e:
             yield f'tcp-{mode}', False, ' '.join(str(e).split())
             return
-        yield from judge(mode, r, stock)
-        if mode == 'stock':
-            stock = r
+        yield from judge(mode, r, others)
+        others[mode] = r

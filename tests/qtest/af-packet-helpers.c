@@ -838,7 +838,8 @@ uint64_t filter_stat(Env *e, const char *id, const char *group,
                             " 'arguments': { 'name': %s } }", id);
     QDict *filter = qobject_to(QDict, qlist_peek(qdict_get_qlist(resp,
                                                                  "return")));
-    uint64_t n = qdict_get_uint(qdict_get_qdict(filter, group), name);
+    uint64_t n = qdict_get_uint(group ? qdict_get_qdict(filter, group) : filter,
+                                name);
 
     qobject_unref(resp);
     return n;

@@ -224,7 +224,7 @@ QDict *object_add(Env *e, const char *type, const char *id,
 void filter_add(Env *e, const char *id, const char *props);
 void filter_del(Env *e, const char *id);
 void filter_set_status(Env *e, const char *id, bool on);
-/* A number of query-netfilter-stats, in one of its groups */
+/* A number of query-netfilter-stats, in one of its groups or (NULL) in none */
 uint64_t filter_stat(Env *e, const char *id, const char *group,
                      const char *name);
 

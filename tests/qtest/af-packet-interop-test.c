@@ -12,6 +12,7 @@
  *
  *   capture   host -> TAP -> in_netdev -> peer's filter-redirector -> its
  *             guest, or its network
+ *   chain     host -> TAP -> filter-mirror or filter-redirector -> the same
  *   inject    host -> peer's TAP -> its filter-mirror or filter-redirector ->
  *             out_netdev -> TAP -> guest
  *   compare   host -> TAP -> two filters of one QEMU -> colo-compare of the
@@ -219,11 +220,11 @@ static void start(Env *e, const char *binary_var, const char *const *names,
     unlink(path);
 }
 
-static void start_ours(Env *e, int taps, const char *options)
+static void start_ours(Env *e, int taps, bool nic, const char *options)
 {
     static const char *const names[] = { "qtap0", "qtap1" };
 
-    start(e, NULL, names, taps, false, options);
+    start(e, NULL, names, taps, nic, options);
 }
 
 static void start_peer(Env *e, bool nic, const char *options)
@@ -273,21 +274,31 @@ static void add(Env *e, const char *type, const char *id, const char *props,
     assert_success(object_add(e, type, id, all));
 }
 
-/* The peer gives what we have captured to its guest, or to the network */
-static void test_capture(const void *opaque)
+/* The peer gives what comes from our filter to its guest, or to the network */
+static void give_to_peer(const char *type, const char *props, bool chain,
+                         bool vnet)
 {
-    bool vnet = opaque;
     g_autofree char *chardev = NULL;
     Env ours, peer;
 
-    start_ours(&ours, 1, "");
-    add(&ours, "filter-redirector", "f0", "netdev=n0,in_netdev=n0,outdev=s0",
-        vnet);
+    start_ours(&ours, 1, chain && vnet, "");
+    if (chain && !vnet) {
+        /* As in every QEMU, nothing is done about what is left to be done */
+        tap_set_offload(&ours.tap[0], 0);
+    }
+    add(&ours, type, "f0", props, vnet);
+    if (chain && vnet) {
+        /* The NIC, without a driver, takes nothing */
+        add(&ours, "filter-redirector", "f1", "netdev=n0,queue=tx,outdev=c0",
+            vnet);
+    }
     chardev = connect_to(&ours);
     start_peer(&peer, vnet, chardev);
     add(&peer, "filter-redirector", "f0",
         vnet ? "netdev=n0,queue=rx,indev=m0" : "netdev=n0,queue=tx,indev=m0",
         vnet);
+    /* A chain does not wait for a peer */
+    vm_answers(&ours);
     if (vnet) {
         int fd = host_listen(&peer.tap[0]);
 
@@ -300,6 +311,24 @@ static void test_capture(const void *opaque)
     env_stop(&ours);
 }
 
+static void test_capture(const void *opaque)
+{
+    give_to_peer("filter-redirector", "netdev=n0,in_netdev=n0,outdev=s0",
+                 false, opaque);
+}
+
+static void test_chain_mirror(const void *opaque)
+{
+    give_to_peer("filter-mirror", "netdev=n0,queue=tx,outdev=s0", true,
+                 opaque);
+}
+
+static void test_chain_redirector(const void *opaque)
+{
+    give_to_peer("filter-redirector", "netdev=n0,queue=tx,outdev=s0", true,
+                 opaque);
+}
+
 /* We inject what the peer's guest has received, or what is taken from it */
 static void inject(const char *type, bool vnet)
 {
@@ -310,7 +339,7 @@ static void inject(const char *type, bool vnet)
     start_peer(&peer, vnet, "");
     chardev = connect_to(&peer);
     options = g_strconcat("-S ", chardev, NULL);
-    start_ours(&ours, 1, options);
+    start_ours(&ours, 1, false, options);
     stop_reading(&ours, 0);
     add(&ours, "filter-redirector", "f0",
         "netdev=n0,indev=m0,out_netdev=n0,enable_when_stopped=on", vnet);
@@ -393,7 +422,7 @@ static void test_compare_peer(const void *opaque)
     Env ours, peer;
 
     start_peer(&peer, false, compare);
-    start_ours(&ours, 2, filters);
+    start_ours(&ours, 2, false, filters);
     stop_reading(&ours, 1);
     add_filters(&ours, types, (char **)props, vnet);
     send_and_expect(&ours.tap[0], vnet, receive_tap, &ours.tap[1]);
@@ -421,7 +450,7 @@ static void test_compare_ours(const void *opaque)
                                                tmpdir);
     Env ours, peer;
 
-    start_ours(&ours, 1, compare);
+    start_ours(&ours, 1, false, compare);
     start_peer(&peer, vnet, filters);
     add_filters(&peer, types, (char **)props, vnet);
     if (vnet) {
@@ -440,6 +469,18 @@ static void test_compare_ours(const void *opaque)
 
 
 static char *no_peer;
+
+/* Two of the same kind would understand each other whatever they say */
+static void assert_peer_is_older(void)
+{
+    g_autofree char *line = g_strdup_printf("%s -object filter-redirector,help",
+                                            getenv(PEER));
+    g_autofree char *help = NULL;
+
+    g_assert_true(g_spawn_command_line_sync(line, &help, NULL, NULL, NULL));
+    g_assert_nonnull(strstr(help, "indev="));
+    g_assert_null(strstr(help, "in_netdev="));
+}
 
 static void skip(const void *opaque)
 {
@@ -470,9 +511,13 @@ int main(int argc, char **argv)
     host_init();
     if (!getenv(PEER)) {
         no_peer = g_strdup(PEER " does not name the other QEMU");
+    } else {
+        assert_peer_is_older();
     }
 
     add_test("capture", test_capture);
+    add_test("chain/mirror", test_chain_mirror);
+    add_test("chain/redirector", test_chain_redirector);
     add_test("inject/mirror", test_inject_mirror);
     add_test("inject/redirector", test_inject_redirector);
     add_test("compare/peer", test_compare_peer);

@@ -32,8 +32,9 @@
  * migration completes, fails or is cancelled, that is saved to a file or as a
  * snapshot, or is restarted in place (cpr-reboot); that they leave before the
  * destination can run and before the end is reported; precopy, postcopy,
- * multifd, a VM that was stopped before; peers that are slow or missing; many
- * migrations in a row; two netdevs; limits, leaks.
+ * multifd, a VM that was stopped before, or is migrated on before it ran; peers
+ * that are slow or missing; frames that both hosts get, or that a capture
+ * copies; many migrations in a row; two netdevs; limits, leaks.
  *
  * Not tested: vhost, see af-packet-vhost-test.c; a guest that runs.
  *
@@ -58,6 +59,9 @@ static char *migration_file;
 /* More than QEMU reads in one go, less than the queue of a TAP */
 #define MANY 300
 
+/* Of which a socket does not have room for that many */
+#define BIG_LEN 9014
+
 /* The VM runs, and no frame is on its way */
 static void flush_to_guest(Env *e, uint32_t seq)
 {
@@ -79,6 +83,18 @@ static void switchover_start(Env *e, const char *in_netdev, const char *outdev,
     filter_add(e, "f0", all);
     migrate_pause(e);
     flush_to_guest(e, 0);
+}
+
+static void assert_activity_fixed(Env *e, const char *property)
+{
+    g_autofree char *desc =
+        error_desc(qtest_qmp(e->qts, "{ 'execute': 'qom-set', 'arguments':"
+                             " { 'path': '/objects/f0', 'property': %s,"
+                             " 'value': true } }", property));
+
+    g_assert_cmpstr(desc, ==, "'enable_when_running' and "
+                    "'enable_when_stopped' of a filter for the frames of a "
+                    "stopped VM cannot be changed; make a new filter");
 }
 
 static void switchover_stop(Env *e)
@@ -108,6 +124,8 @@ static void test_stop(const void *opaque)
         flush_to_guest(&e, seq + MANY);
     }
     assert_silent(&e, e.chr[0]);
+    assert_activity_fixed(&e, "enable_when_running");
+    assert_activity_fixed(&e, "enable_when_stopped");
     switchover_stop(&e);
 }
 
@@ -185,8 +203,6 @@ static void test_complete(const void *opaque)
     assert_silent(&e, e.chr[0]);
     switchover_stop(&e);
 }
-
-#define BIG_LEN 9014
 
 /*
  * The migration fails after the VM was stopped: the guest gets all, whether it
@@ -351,6 +367,50 @@ static void test_slow_peer(const void *opaque)
     wire_expect_range(e.chr[0], 1000, 1000 + 3 * MANY, 1400);
     assert_silent(&e, e.chr[0]);
     assert_silent(&e, e.guest[0]);
+
+    /* What the TAP's queue has no room for is counted, now as before */
+    for (uint32_t seq = 2000; !if_tx_dropped(e.tap[0].name); seq++) {
+        g_assert_cmpint(seq, <, 12000);
+        host_send(&e.tap[0], seq, 1400);
+    }
+    vm_answers(&e);
+    g_assert_cmpint(filter_stat(&e, "f0", "dropped", "queue-full"),
+                    ==, if_tx_dropped(e.tap[0].name));
+    switchover_stop(&e);
+}
+
+/* A peer that reads while the migration ends has all before that is told */
+static gpointer slow_reader(gpointer opaque)
+{
+    int *fd = opaque;
+
+    for (uint32_t seq = 1000; seq < 1000 + MANY; seq++) {
+        wire_expect(*fd, seq, BIG_LEN);
+        /* Its pace: much slower than a migration that does not wait */
+        g_usleep(1000);
+    }
+    return NULL;
+}
+
+static void test_drain(const void *opaque)
+{
+    GThread *thread;
+    Env e;
+
+    switchover_start(&e, opaque, "c0", ",drain_timeout=10000");
+    if_set_mtu(e.tap[0].name, 9000);
+    migrate_to_pause(&e, migration_file);
+    host_send_range(&e.tap[0], 1000, 1000 + MANY, BIG_LEN);
+    vm_answers(&e);
+    thread = g_thread_new("reader", slow_reader, &e.chr[0]);
+    migrate_continue(&e);
+    wait_migration(&e, "completed");
+    /* As good as dead */
+    vm_stall(&e, true);
+    g_thread_join(thread);
+    g_assert_false(readable(e.chr[0]));
+    vm_stall(&e, false);
+    assert_silent(&e, e.chr[0]);
     switchover_stop(&e);
 }
 
@@ -425,6 +485,10 @@ static void test_off(const void *opaque)
     host_send_range(&e.tap[0], 2000, 2000 + MANY, FRAME_LEN);
     if (copy) {
         wire_expect_range(e.chr[0], 2000, 2000 + MANY, FRAME_LEN);
+        /* It is not sent again */
+        filter_set_status(&e, "f0", false);
+        filter_set_status(&e, "f0", true);
+        assert_silent(&e, e.chr[0]);
     }
     filter_del(&e, "f0");
     host_send_range(&e.tap[0], 3000, 3000 + MANY, FRAME_LEN);
@@ -607,6 +671,70 @@ static void test_arrive(const void *opaque)
     unlink(strchr(uri, ':') + 1);
 }
 
+/*
+ * However many frames wait at the destination: once the source hears that the
+ * migration is complete, they have been injected, and the network has heard of
+ * the new location
+ */
+static void test_arrive_many(void)
+{
+    const int many = 8000;
+    g_autofree char *uri = g_strdup_printf("unix:%s/migration", tmpdir);
+    g_autofree char *path = g_strdup_printf("%s/m0", tmpdir);
+    g_autofree char *outgoing =
+        g_strdup_printf("-chardev socket,id=m0,path=%s "
+                        "-object filter-redirector,id=f0,netdev=n0,"
+                        "in_netdev=n0,outdev=m0" ONLY_STOPPED, path);
+    g_autofree char *incoming =
+        g_strdup_printf("-incoming defer "
+                        "-chardev socket,id=m0,path=%s,server=on,wait=off "
+                        "-object filter-redirector,id=f0,netdev=n0,"
+                        "indev=m0,out_netdev=n0", path);
+    Env a, b;
+    int rarp;
+
+    if (skip_virtio_net()) {
+        return;
+    }
+    env_init(&b);
+    tap_open(&b.tap[0], "qtap2");
+    if (!if_set_queue_len(b.tap[0].name, many + 100)) {
+        g_test_skip("needs root to set the length of a TAP's queue");
+        tap_close(&b.tap[0]);
+        return;
+    }
+    rarp = packet_socket(b.tap[0].name, SOCK_RAW, ETH_P_RARP);
+    env_start_virtio_net(&b, incoming);
+    migrate_capability(&b, "return-path");
+    qtest_qmp_assert_success(b.qts, "{ 'execute': 'migrate-incoming',"
+                             " 'arguments': { 'uri': %s } }", uri);
+    env_init(&a);
+    env_start_virtio_net(&a, outgoing);
+    if_set_queue_len(a.tap[0].name, many);
+    migrate_capability(&a, "return-path");
+    migrate_pause(&a);
+    migrate_to_pause(&a, uri);
+    host_send_range(&a.tap[0], 1000, 1000 + many, FRAME_LEN);
+    g_test_timer_start();
+    while (filter_stat(&b, "f0", "held", "packets") < many) {
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+    }
+    g_assert_false(readable(rarp));
+    migrate_continue(&a);
+    wait_migration(&a, "completed");
+    vm_stall(&b, true);
+    g_assert_true(readable(rarp));
+    vm_stall(&b, false);
+    wait_tap_blocked(&b);
+    /* QEMU keeps the first */
+    tap_expect_range(&b.tap[0], 1001, 1000 + many, FRAME_LEN);
+    env_stop(&a);
+    env_stop(&b);
+    close(rarp);
+    unlink(path);
+    unlink(strchr(uri, ':') + 1);
+}
+
 /* The next QEMU on a way of many, with both filters */
 static void hop_start(Env *e, Tap *tap, int hop)
 {
@@ -700,6 +828,7 @@ static void test_flooded(void)
 {
     g_autofree char *uri = g_strdup_printf("unix:%s/migration", tmpdir);
     g_autofree char *path = g_strdup_printf("%s/m0", tmpdir);
+    uint64_t flooded;
     Env from, to;
     Tap tap[2];
 
@@ -727,6 +856,26 @@ static void test_flooded(void)
     flood(&to, 300);
     flood_expect(&to, 300);
     assert_silent(&to, to.guest[0]);
+
+    /* As long as the source lives, from the moment of the announcement */
+    flooded = filter_stat(&to, "in0", NULL, "flooded");
+    g_test_timer_start();
+    while (filter_stat(&to, "in0", NULL, "flooded") == flooded) {
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        flood(&from, 301);
+    }
+    vm_answers(&to);
+    while (readable(to.guest[0])) {
+        flood_expect(&to, 301);
+    }
+    for (uint32_t seq = 400; seq < 420; seq++) {
+        flood(&from, seq);
+        flood(&to, seq);
+        flood_expect(&to, seq);
+    }
+    host_send(&from.tap[0], 420, FRAME_LEN);
+    wire_expect(to.guest[0], 420, FRAME_LEN);
+    assert_silent(&to, to.guest[0]);
     assert_silent(&from, from.guest[0]);
     env_stop(&from);
     env_stop(&to);
@@ -734,6 +883,138 @@ static void test_flooded(void)
     tap_close(&tap[1]);
     unlink(path);
     unlink(strchr(uri, ':') + 1);
+}
+
+/* Nothing is injected where the VM does not come to run */
+static void test_cancel_destination(void)
+{
+    g_autofree char *uri = g_strdup_printf("unix:%s/migration", tmpdir);
+    g_autofree char *path = g_strdup_printf("%s/m0", tmpdir);
+    Env from, to;
+    Tap tap[2];
+
+    tap_open(&tap[0], "qtap0");
+    tap_open(&tap[1], "qtap1");
+    hop_start(&from, &tap[0], 0);
+    hop_start(&to, &tap[1], 1);
+    flush_to_guest(&from, 0);
+    migrate_to_pause(&from, uri);
+    host_send_range(&from.tap[0], 100, 100 + MANY, FRAME_LEN);
+    g_test_timer_start();
+    while (filter_stat(&to, "in0", "held", "packets") < MANY) {
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+    }
+    qtest_set_expected_status(to.qts, EXIT_FAILURE);
+    migrate_cancel(&from);
+    wire_expect_range(from.guest[0], 100, 100 + MANY, FRAME_LEN);
+    flush_to_guest(&from, 1000);
+    qtest_wait_qemu(to.qts);
+    g_assert_cmpint(if_tx_packets(tap[1].name), ==, 0);
+    assert_silent(&from, from.guest[0]);
+    env_stop(&from);
+    env_stop(&to);
+    tap_close(&tap[0]);
+    tap_close(&tap[1]);
+    unlink(path);
+    unlink(strchr(uri, ':') + 1);
+}
+
+/* A stopped VM that is migrated on, before it ever ran here */
+static void test_paused_on(void)
+{
+    g_autofree char *uri = g_strdup_printf("unix:%s/migration", tmpdir);
+    g_autofree char *paths[] = {
+        g_strdup_printf("%s/m0", tmpdir), g_strdup_printf("%s/m1", tmpdir)
+    };
+    Env from, to;
+    Tap tap[2];
+    int fd;
+
+    tap_open(&tap[0], "qtap0");
+    tap_open(&tap[1], "qtap1");
+    hop_start(&from, &tap[0], 0);
+    hop_start(&to, &tap[1], 1);
+    to.listen = paths[1];
+    flush_to_guest(&from, 0);
+    vm_run(&from, false);
+    migration_start(&from, uri);
+    wait_migration(&from, "pre-switchover");
+    migrate_continue(&from);
+    wait_migration(&from, "completed");
+    wait_migration(&to, "completed");
+
+    fd = listener_connect(&to);
+    migration_start(&to, migration_file);
+    wait_migration(&to, "pre-switchover");
+    host_send_range(&to.tap[0], 100, 100 + MANY, FRAME_LEN);
+    migrate_continue(&to);
+    wait_migration(&to, "completed");
+    wire_expect_range(fd, 100, 100 + MANY, FRAME_LEN);
+    host_send_range(&to.tap[0], 1000, 1000 + MANY, FRAME_LEN);
+    wire_expect_range(fd, 1000, 1000 + MANY, FRAME_LEN);
+    assert_silent(&to, fd);
+    close(fd);
+    to.listen = NULL;
+    env_stop(&from);
+    switchover_stop(&to);
+    tap_close(&tap[0]);
+    tap_close(&tap[1]);
+    unlink(paths[0]);
+    unlink(paths[1]);
+    unlink(strchr(uri, ':') + 1);
+}
+
+/* What a capture in front of it copies has gone its own way */
+static void test_capture(void)
+{
+    uint32_t next;
+    size_t len;
+    Env e;
+
+    switchover_start(&e, "in_netdev=n0,", "c0", "");
+    filter_add(&e, "cap", "netdev=n0,in_netdev=n0,enable_when_stopped=on,"
+               "position=head");
+    for (uint32_t seq = 1000; seq <= 3000; seq += 1000) {
+        g_autofree uint8_t *frame = NULL;
+
+        host_send_range(&e.tap[0], seq, seq + MANY, FRAME_LEN);
+        migrate_to_pause(&e, migration_file);
+        host_send_range(&e.tap[0], seq + MANY, seq + 2 * MANY, FRAME_LEN);
+        /* The first that the guest has not had */
+        frame = wire_recv(e.chr[0], &len);
+        next = ldl_be_p(frame + SEQ_OFFSET);
+        assert_frame(frame, len, next, FRAME_LEN);
+        g_assert_cmpint(next, <=, seq + MANY);
+        wire_expect_range(e.chr[0], next + 1, seq + 2 * MANY, FRAME_LEN);
+        assert_silent(&e, e.chr[0]);
+        migrate_cancel(&e);
+        wire_expect_range(e.guest[0], seq, seq + 2 * MANY, FRAME_LEN);
+        assert_silent(&e, e.guest[0]);
+    }
+    switchover_stop(&e);
+}
+
+/* A filter that is made in the middle of the migration */
+static void test_late(const void *opaque)
+{
+    g_autofree char *props = g_strdup_printf("netdev=n0,%soutdev=c0"
+                                             ONLY_STOPPED, (char *)opaque);
+    bool copy = ((const char *)opaque)[0];
+    Env e;
+
+    env_start(&e, 1, "");
+    migrate_pause(&e);
+    flush_to_guest(&e, 0);
+    migrate_to_pause(&e, migration_file);
+    filter_add(&e, "f0", props);
+    host_send_range(&e.tap[0], 100, 100 + MANY, FRAME_LEN);
+    if (copy) {
+        wire_expect(e.chr[0], 100, FRAME_LEN);
+    }
+    migrate_continue(&e);
+    wait_migration(&e, "completed");
+    wire_expect_range(e.chr[0], 100 + copy, 100 + MANY, FRAME_LEN);
+    switchover_stop(&e);
 }
 
 /* Memory of QEMU in KiB */
@@ -810,7 +1091,7 @@ static void stream_wait_event(Stream *s, const char *status)
     } while (g_strcmp0(now, status));
 }
 
-static void stream_start(Stream *s, const char *in_netdev)
+static void stream_start(Stream *s, const char *in_netdev, bool paused)
 {
     Env *e = &s->e;
     int *fd = s->fd;
@@ -828,7 +1109,11 @@ static void stream_start(Stream *s, const char *in_netdev)
     g_assert_true(g_unix_open_pipe(fd, FD_CLOEXEC, NULL));
     g_assert_cmpint(fcntl(fd[1], F_SETPIPE_SZ, 1 * MiB), >=, 1 * MiB);
     send_fd(e, fd[1], "stream");
-    migrate_to_pause(e, "fd:stream");
+    if (paused) {
+        vm_run(e, false);
+    }
+    migration_start(e, "fd:stream");
+    wait_migration(e, "pre-switchover");
     while (readable(fd[0])) {
         g_assert_cmpint(read(fd[0], page, PAGE), >, 0);
     }
@@ -890,7 +1175,7 @@ static void test_saved(void)
     if (skip_virtio_net()) {
         return;
     }
-    stream_start(&s, "in_netdev=n0,");
+    stream_start(&s, "in_netdev=n0,", false);
     host_send_range(&s.e.tap[0], 1000, 1000 + MANY, FRAME_LEN);
     for (uint32_t seq = 1000; seq < 1000 + MANY; seq++) {
         stream_wait_frame(&s);
@@ -969,7 +1254,7 @@ static void test_completing(const void *opaque)
     if (skip_virtio_net()) {
         return;
     }
-    stream_start(&s, in_netdev);
+    stream_start(&s, in_netdev, false);
     if (in_netdev[0]) {
         /* Past the moment of test_saved() */
         host_send(&s.e.tap[0], seq, FRAME_LEN);
@@ -991,6 +1276,51 @@ static void test_completing(const void *opaque)
     vm_stall(&s.e, false);
     close(s.fd[1]);
     stream_stop(&s);
+}
+
+/*
+ * A paused VM stays so when its migration fails at the very end.  The next
+ * destination gets all of its frames, once, though the first has not read what
+ * was for it.
+ */
+static void test_paused_again(void)
+{
+    uint32_t first = 1000;
+    size_t len;
+    Stream s;
+
+    if (skip_virtio_net()) {
+        return;
+    }
+    stream_start(&s, "in_netdev=n0,", true);
+    if_set_mtu(s.e.tap[0].name, 9000);
+    host_send_range(&s.e.tap[0], 1000, 1000 + MANY, BIG_LEN);
+    stream_wait_frame(&s);
+    close(s.fd[0]);
+    close(s.fd[1]);
+    if (!s.answered) {
+        assert_success(qtest_qmp_receive(s.e.qts));
+    }
+    wait_migration(&s.e, "failed");
+
+    migration_start(&s.e, migration_file);
+    wait_migration(&s.e, "pre-switchover");
+    migrate_continue(&s.e);
+    wait_migration(&s.e, "completed");
+    for (uint32_t seq = 1000; seq < 1000 + MANY;) {
+        g_autofree uint8_t *frame = wire_recv(s.e.chr[0], &len);
+
+        if (seq > 1000 && ldl_be_p(frame + SEQ_OFFSET) == 1000) {
+            g_assert_cmpint(first, ==, 1000);
+            first = seq;
+            seq = 1000;
+        }
+        assert_frame(frame, len, seq++, BIG_LEN);
+    }
+    g_test_message("the first destination got %u", first - 1000);
+    g_assert_cmpint(first, >, 1000);
+    assert_silent(&s.e, s.e.chr[0]);
+    switchover_stop(&s.e);
 }
 
 
@@ -1426,14 +1756,19 @@ int main(int argc, char **argv)
     add_host_func("unprivileged", test_unprivileged);
     add_host_both("no-peer", test_no_peer);
     add_host_both("slow-peer", test_slow_peer);
+    add_host_both("drain", test_drain);
     add_host_func("hold-limit", test_hold_limit);
     add_host_both("off", test_off);
     add_host_func("two", test_two);
     for (i = 0; i < ARRAY_SIZE(arrivals); i++) {
         add_host_variant("arrive", arrivals[i].name, test_arrive, &arrivals[i]);
     }
+    add_host_func("arrive/many", test_arrive_many);
     add_host_func("ping-pong", test_ping_pong);
     add_host_func("flooded", test_flooded);
+    add_host_func("cancel/destination", test_cancel_destination);
+    add_host_func("capture", test_capture);
+    add_host_both("late", test_late);
     add_host_func("leak", test_leak);
 
     add_host_func("saved", test_saved);
@@ -1443,6 +1778,8 @@ int main(int argc, char **argv)
                          &transfers[i]);
     }
     add_host_both("paused/cancel", test_paused_cancel);
+    add_host_func("paused/again", test_paused_again);
+    add_host_func("paused/on", test_paused_on);
     add_host_both("file", test_file);
     add_host_both("cpr-reboot", test_cpr);
     add_host_both("snapshot", test_snapshot);

@@ -137,10 +137,10 @@ static void wait_traffic(Env *e, const char *id, const char *path,
     g_assert_cmpint(count(e, id, b), ==, bytes);
 }
 
-static void wait_true(Env *e, const char *id, const char *path)
+static void wait_bool(Env *e, const char *id, const char *path, bool value)
 {
     g_test_timer_start();
-    while (!is_true(e, id, path)) {
+    while (is_true(e, id, path) != value) {
         g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
     }
 }
@@ -403,11 +403,14 @@ static void test_outdev(void)
     g_assert_cmpint(count(&e, "f0", "outdev.packets"), ==, 0);
 
     fd = listener_connect(&e);
-    wait_true(&e, "f0", "outdev.connected");
+    wait_bool(&e, "f0", "outdev.connected", true);
     send_frames(e.guest[0], 3, 200);
     wait_traffic(&e, "f0", "outdev", 3, 600);
     assert_dropped(&e, "f0", "no-peer", 2);
     close(fd);
+    wait_bool(&e, "f0", "outdev.connected", false);
+    send_frames(e.guest[0], 1, FRAME_LEN);
+    wait_dropped(&e, "f0", "no-peer", 3);
     env_stop(&e);
 }
 
@@ -455,17 +458,18 @@ static void test_indev(void)
     filter_add(&e, "f1", "netdev=g0,queue=tx,indev=c0,vnet_hdr_support=on");
     g_assert_false(is_true(&e, "f0", "indev.connected"));
     fd = listener_connect(&e);
-    wait_true(&e, "f0", "indev.connected");
+    wait_bool(&e, "f0", "indev.connected", true);
     send_frames(fd, 3, 200);
     wait_traffic(&e, "f0", "indev", 3, 600);
     assert_string(&e, "f0", "indev.chardev", "s0");
+    close(fd);
+    wait_bool(&e, "f0", "indev.connected", false);
 
     wire_append_seq(wire, 12, 1, FRAME_LEN);
     write_all(e.chr[0], wire->data, wire->len);
     wait_traffic(&e, "f1", "indev", 1, FRAME_LEN);
     assert_absent(&e, "f1", "outdev");
     assert_dropped(&e, "f1", NULL, 0);
-    close(fd);
     env_stop(&e);
 }
 
@@ -530,6 +534,136 @@ static void test_ring_full(void)
     env_stop(&e);
 }
 
+/*
+ * Set an option of QEMU's packet sockets behind its back, which root may do.
+ * False if it is not allowed.
+ */
+static bool set_captures(Env *e, int opt, const void *value, socklen_t len)
+{
+    int pidfd = syscall(SYS_pidfd_open, qtest_pid(e->qts), 0);
+    int n = 0;
+
+    for (int i = 0; pidfd != -1 && i < 1024; i++) {
+        int fd = syscall(SYS_pidfd_getfd, pidfd, i, 0);
+        int domain = 0;
+        socklen_t optlen = sizeof(domain);
+
+        if (fd == -1) {
+            continue;
+        }
+        if (!getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &optlen) &&
+            domain == AF_PACKET) {
+            g_assert_cmpint(setsockopt(fd, SOL_SOCKET, opt, value, len), ==,
+                            0);
+            n++;
+        }
+        close(fd);
+    }
+    if (pidfd != -1) {
+        close(pidfd);
+    }
+    if (!n) {
+        g_test_skip("no access to QEMU's files (pidfd_getfd, Linux 5.6)");
+    }
+    return n;
+}
+
+/*
+ * The same of a socket buffer, where there is no ring: twice some frames find
+ * it full.  The first loss is reported although nobody asks.
+ */
+#define BUFFER_WAS_FULL "frame dropped: the receive buffer was full"
+
+static void overflow_buffer(Env *e, Tap *tap, const char *log,
+                            const char *got_path)
+{
+    const int n = 1000;
+
+    for (int i = 1; i <= 2; i++) {
+        uint64_t got;
+
+        vm_stall(e, true);
+        host_send_range(tap, 0, n, 1400);
+        vm_stall(e, false);
+        wait_warned_once(e, log, BUFFER_WAS_FULL);
+        g_test_timer_start();
+        do {
+            g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+            got = count(e, "f0", got_path);
+        } while (got + count(e, "f0", "dropped.ring-full") < i * n);
+        g_test_message("%" PRIu64 " of %d", got, i * n);
+        g_assert_cmpint(got, >, 0);
+        assert_dropped(e, "f0", "ring-full", i * n - got);
+        g_assert_cmpint(i * n - got, >, 0);
+    }
+}
+
+static void test_buffer_full(void)
+{
+    g_autofree char *log = g_strdup_printf("%s/stderr", tmpdir);
+    g_autofree char *options = g_strdup_printf("2>>%s", log);
+    int size = 64 * 1024;
+    Env e;
+
+    env_start(&e, 1, options);
+    filter_add(&e, "f0", "netdev=n0,queue=tx,in_netdev=n0,ring_size=0");
+    if (set_captures(&e, SO_RCVBUF, &size, sizeof(size))) {
+        overflow_buffer(&e, &e.tap[0], log, "in-netdev.packets");
+    }
+    env_stop(&e);
+    unlink(log);
+}
+
+/* A socket that captures when it is passed has to go on without a ring */
+static void test_buffer_full_chardev(void)
+{
+    g_autofree char *log = g_strdup_printf("%s/stderr", tmpdir);
+    g_autofree char *options = NULL;
+    int size = 64 * 1024;
+    Tap tap;
+    Env e;
+    int fd;
+
+    tap_open(&tap, "qtap3");
+    fd = packet_socket("qtap3", SOCK_RAW, ETH_P_ALL);
+    fcntl(fd, F_SETFD, 0);
+    options = g_strdup_printf("-chardev socket,id=p0,fd=%d,"
+                              "af-packet-mode=capture 2>>%s", fd, log);
+    chain_start(&e, options);
+    g_assert_cmpint(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size,
+                               sizeof(size)), ==, 0);
+    close(fd);
+    filter_add(&e, "f0", "netdev=g0,queue=tx,indev=p0");
+    overflow_buffer(&e, &tap, log, "indev.packets");
+    env_stop(&e);
+    tap_close(&tap);
+    unlink(log);
+}
+
+/* It is reported while there is more to read than the peer takes, too */
+static void test_buffer_full_busy(void)
+{
+    g_autofree char *log = g_strdup_printf("%s/stderr", tmpdir);
+    g_autofree char *options = g_strdup_printf("2>>%s", log);
+    int size = 4 * 1024 * 1024;
+    Env e;
+
+    if (!have_big_buffers) {
+        g_test_skip("needs root, for a large receive buffer");
+        return;
+    }
+    env_start(&e, 1, options);
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0,ring_size=0");
+    if (set_captures(&e, SO_RCVBUFFORCE, &size, sizeof(size))) {
+        vm_stall(&e, true);
+        host_send_range(&e.tap[0], 0, 20000, FRAME_LEN);
+        vm_stall(&e, false);
+        wait_warned_once(&e, log, BUFFER_WAS_FULL);
+    }
+    env_stop(&e);
+    unlink(log);
+}
+
 /* Captured, but there is no peer, and then the capture ends */
 static void test_unread(void)
 {
@@ -549,47 +683,18 @@ static void test_unread(void)
 }
 
 /*
- * QEMU asks for whole frames, and its buffers have room for them.  So the
- * test, which is root, puts another filter on its socket.  False if it is not
- * allowed to.
+ * QEMU asks for whole frames, and its buffers have room for them.  So the test
+ * puts another filter on its socket.
  */
-static bool truncate_captures(Env *e, uint32_t len)
-{
-    struct sock_filter insn = BPF_STMT(BPF_RET | BPF_K, len);
-    struct sock_fprog prog = { .len = 1, .filter = &insn };
-    int pidfd = syscall(SYS_pidfd_open, qtest_pid(e->qts), 0);
-    int n = 0;
-
-    for (int i = 0; pidfd != -1 && i < 1024; i++) {
-        int fd = syscall(SYS_pidfd_getfd, pidfd, i, 0);
-        int domain = 0;
-        socklen_t optlen = sizeof(domain);
-
-        if (fd == -1) {
-            continue;
-        }
-        if (!getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &optlen) &&
-            domain == AF_PACKET) {
-            g_assert_cmpint(setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER,
-                                       &prog, sizeof(prog)), ==, 0);
-            n++;
-        }
-        close(fd);
-    }
-    if (pidfd != -1) {
-        close(pidfd);
-    }
-    return n;
-}
-
 static void test_truncated(void)
 {
+    struct sock_filter insn = BPF_STMT(BPF_RET | BPF_K, FRAME_LEN);
+    struct sock_fprog prog = { .len = 1, .filter = &insn };
     Env e;
 
     env_start(&e, 1, "");
     filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0");
-    if (!truncate_captures(&e, FRAME_LEN)) {
-        g_test_skip("no access to QEMU's files (pidfd_getfd, Linux 5.6)");
+    if (!set_captures(&e, SO_ATTACH_FILTER, &prog, sizeof(prog))) {
         env_stop(&e);
         return;
     }
@@ -1078,11 +1183,13 @@ static void wait_line(Env *e, const char *path, size_t *pos, const char *line)
     }
 }
 
+/* As in the manual */
+#define TRACE_OPTIONS "-trace 'filter_*' -trace 'qio_channel_packet_*' "      \
+                      "-trace 'tcp_chr_packet_*' -trace 'packet_helper_*' "
+
 static void trace_start(Env *e, int taps, const char *path)
 {
-    g_autofree char *options =
-        g_strdup_printf("-trace 'filter_*' -trace 'qio_channel_packet_*' "
-                        "-D %s", path);
+    g_autofree char *options = g_strdup_printf(TRACE_OPTIONS "-D %s", path);
 
     env_start(e, taps, options);
 }
@@ -1189,9 +1296,8 @@ static void test_trace_back_pressure(void)
 static void test_trace_no_room(void)
 {
     g_autofree char *path = g_strdup_printf("%s/trace", tmpdir);
-    g_autofree char *options =
-        g_strdup_printf("-S -trace 'filter_*' -trace 'qio_channel_packet_*' "
-                        "-D %s", path);
+    g_autofree char *options = g_strdup_printf("-S " TRACE_OPTIONS "-D %s",
+                                               path);
     size_t pos = 0;
     Env e;
 
@@ -1256,6 +1362,125 @@ static void test_trace_switchover(void)
     unlink(strchr(uri, ':') + 1);
 }
 
+/* A capture for a stopped VM which is not one for its migration */
+static void test_trace_armed(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/trace", tmpdir);
+    g_autofree char *uri = g_strdup_printf("file:%s/migration", tmpdir);
+    size_t pos = 0;
+    Env e;
+
+    trace_start(&e, 1, path);
+    filter_add(&e, "f0", "netdev=n0,queue=rx,in_netdev=n0,outdev=c0"
+               ONLY_STOPPED);
+    migrate_pause(&e);
+    migrate_to_pause(&e, uri);
+    wait_line(&e, path, &pos, "filter_packet_armed id=f0\n");
+    wait_line(&e, path, &pos, "qio_channel_packet_ring ");
+    wait_line(&e, path, &pos,
+              "filter_activity_update id=f0 active=1 status=1 vm_running=0\n");
+    wait_line(&e, path, &pos, "ifname=qtap0 active=1\n");
+    host_send(&e.tap[0], 1, FRAME_LEN);
+    wire_expect(e.chr[0], 1, FRAME_LEN);
+    migrate_cancel(&e);
+    wait_line(&e, path, &pos, "ifname=qtap0 active=0\n");
+    wait_line(&e, path, &pos, "qio_channel_packet_detach ");
+    env_stop(&e);
+    unlink(path);
+    unlink(strchr(uri, ':') + 1);
+}
+
+/* The destination, when its VM runs and nothing is held any more */
+static void test_trace_announce(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/trace", tmpdir);
+    g_autofree char *uri = g_strdup_printf("file:%s/migration", tmpdir);
+    g_autofree char *options =
+        g_strdup_printf("-incoming defer " TRACE_OPTIONS "-D %s", path);
+    size_t pos = 0;
+    Env a, b;
+
+    env_start(&a, 0, "");
+    migration_start(&a, uri);
+    wait_migration(&a, "completed");
+    env_stop(&a);
+
+    env_start(&b, 1, options);
+    filter_add(&b, "f0", "netdev=n0,indev=c0,out_netdev=n0");
+    wire_send(b.chr[0], 1, FRAME_LEN);
+    wait_line(&b, path, &pos, "filter_packet_held id=f0 held=1 ");
+    qtest_qmp_assert_success(b.qts, "{ 'execute': 'migrate-incoming',"
+                             " 'arguments': { 'uri': %s } }", uri);
+    wait_line(&b, path, &pos,
+              "filter_activity_update id=f0 active=1 status=1 vm_running=1\n");
+    wait_line(&b, path, &pos, "filter_packet_held id=f0 held=0 ");
+    wait_line(&b, path, &pos, "filter_packet_announce id=f0 nic=h0\n");
+    wire_expect(b.guest[0], 1, FRAME_LEN);
+    env_stop(&b);
+    unlink(path);
+    unlink(strchr(uri, ':') + 1);
+}
+
+/* Which channel, on which interface, a chardev has */
+static void test_trace_chardev(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/trace", tmpdir);
+    g_autofree char *line = NULL;
+    g_autofree char *text = NULL;
+    size_t pos = 0;
+    const char *ioc;
+    Tap tap;
+    Env e;
+    int fd;
+
+    tap_open(&tap, "qtap3");
+    trace_start(&e, 1, path);
+    fd = packet_socket("qtap3", SOCK_RAW, 0);
+    assert_success(chardev_add(&e, "p0", fd, "af-packet-mode=inject"));
+    close(fd);
+    wait_line(&e, path, &pos,
+              "tcp_chr_packet_set_fd label=p0 ifname=qtap3 ioc=");
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    ioc = text + pos;
+    line = g_strdup_printf("qio_channel_packet_drop Packet drop ioc=%.*s "
+                           "ifname=qtap3 n=1 ", (int)strcspn(ioc, "\n"), ioc);
+
+    filter_add(&e, "f0", "netdev=g0,queue=tx,outdev=p0");
+    wire_send(e.guest[0], 1, 1515);
+    wait_line(&e, path, &pos, line);
+    env_stop(&e);
+    tap_close(&tap);
+    unlink(path);
+}
+
+/* What a helper has answered, here one that refuses */
+static void test_trace_helper(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/trace", tmpdir);
+    g_autofree char *helper = g_strdup_printf("%s/helper", tmpdir);
+    g_autofree char *options = g_strdup_printf(TRACE_OPTIONS "-D %s", path);
+    g_autofree char *props =
+        g_strdup_printf("netdev=n0,in_netdev=n0,outdev=c0,packet_helper=%s",
+                        helper);
+    g_autofree char *line =
+        g_strdup_printf("packet_helper_result path=%s pid=", helper);
+    g_autofree char *desc = NULL;
+    size_t pos = 0;
+    Env e;
+
+    g_assert_true(g_file_set_contents(helper, "#!/bin/sh\necho no\nexit 3\n",
+                                      -1, NULL));
+    g_assert_cmpint(chmod(helper, 0755), ==, 0);
+    env_start_unprivileged(&e, 1, options);
+    desc = error_desc(object_add(&e, "filter-redirector", "f0", props));
+    g_assert_cmpstr(desc, ==, "'in_netdev': 'packet_helper': no");
+    wait_line(&e, path, &pos, line);
+    wait_line(&e, path, &pos, " status=0x300 fd=-1 said=no\n");
+    env_stop(&e);
+    unlink(helper);
+    unlink(path);
+}
+
 #endif
 
 
@@ -1273,6 +1498,9 @@ static const struct HostTest {
     { "indev", test_indev },
     { "capture", test_capture },
     { "ring-full", test_ring_full },
+    { "buffer-full/filter", test_buffer_full },
+    { "buffer-full/chardev", test_buffer_full_chardev },
+    { "buffer-full/busy", test_buffer_full_busy },
     { "unread", test_unread },
     { "truncated", test_truncated },
     { "inject", test_inject },
@@ -1294,6 +1522,10 @@ static const struct HostTest {
     { "trace/back-pressure", test_trace_back_pressure },
     { "trace/no-room", test_trace_no_room },
     { "trace/switchover", test_trace_switchover },
+    { "trace/armed", test_trace_armed },
+    { "trace/announce", test_trace_announce },
+    { "trace/chardev", test_trace_chardev },
+    { "trace/helper", test_trace_helper },
 #endif
 };
 

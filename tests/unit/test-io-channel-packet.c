@@ -31,6 +31,7 @@
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
 #include "qemu/sockets.h"
+#include "qemu/thread.h"
 
 #define VNET_HDR_LEN sizeof(struct virtio_net_hdr)
 
@@ -56,6 +57,11 @@ typedef struct Message {
     size_t len;
     /* with the checksum filled in, if that makes a difference */
     const char *completed;
+    /* or what it is cut into */
+    struct {
+        const char *bytes;
+        size_t len;
+    } segments[3];
     /* the counter that goes up when the stream has no vnet headers */
     size_t dropped;
     /* ... and when it has */
@@ -77,6 +83,42 @@ typedef struct Message {
     "\x08\x00\x45\x00\x00" ip_len "\x00\x00\x00\x00"    \
     "\x40\x11\x66\x00\x0a\x00\x00\x01\x0a\x00\x00\x02"  \
     "\x12\x34\x56\x78"
+
+/* The same of TCP, up to the payload */
+#define TCP_FRAME(ip_len, ip_id, ip_csum, seq, flags, csum) \
+    "\x02\x00\x00\x00\x00\x02\x02\x00\x00\x00\x00\x01"      \
+    "\x08\x00\x45\x00\x00" ip_len "\x01" ip_id "\x00\x00"   \
+    "\x40\x06" ip_csum "\x0a\x00\x00\x01\x0a\x00\x00\x02"   \
+    "\x12\x34\x56\x78\x00\x00\x00" seq "\x00\x00\x00\x00"   \
+    "\x50" flags "\x01\x00" csum "\x00\x00"
+
+/*
+ * Three segments.  Sum of the pseudo header of the whole: 0a00 + 0001 + 0a00 +
+ * 0002 + 0006 (TCP) + 001e (length) = 1427.  Each segment has its IP
+ * identification and sequence number; PSH (08) is for the last one.  With its
+ * own length the first sums up to 1421 + 1234 + 5678 + 0001 + 5010 + 0100 +
+ * 6162 + 6364 = 192a4, 92a5, ~ 6d5a.
+ */
+#define TCP_GSO                                                         \
+    .hdr = {                                                            \
+        .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM,                           \
+        .gso_type = VIRTIO_NET_HDR_GSO_TCPV4,                           \
+        .hdr_len = 54,                                                  \
+        .gso_size = 4,                                                  \
+        .csum_start = 34,                                               \
+        .csum_offset = 16,                                              \
+    },                                                                  \
+    .bytes = TCP_FRAME("\x32", "\x00", "\x65\xc4", "\x01", "\x18",      \
+                       "\x14\x27") "abcdefghij",                        \
+    .len = 64,                                                          \
+    .segments = {                                                       \
+        { TCP_FRAME("\x2c", "\x00", "\x65\xca", "\x01", "\x10",         \
+                    "\x6d\x5a") "abcd", 58 },                           \
+        { TCP_FRAME("\x2c", "\x01", "\x65\xc9", "\x05", "\x10",         \
+                    "\x65\x4e") "efgh", 58 },                           \
+        { TCP_FRAME("\x2a", "\x02", "\x65\xca", "\x09", "\x18",         \
+                    "\xc8\xa8") "ij", 56 },                             \
+    }
 
 /*
  * The checksum field holds the sum of the pseudo header to begin with:
@@ -148,6 +190,9 @@ static const Message capture_messages[] = {
         .bytes = UDP_FRAME("\x20") "\x00\x0c\x14\x20" "abcd",
         .len = 46,
         .dropped = COUNTER(dropped_gso),
+    }, {
+        .name = "GSO",
+        TCP_GSO,
     }, {
         .name = "GSO of what is in a tunnel",
         .hdr = {
@@ -313,6 +358,19 @@ static void append_message(GByteArray *stream, int vnet_hdr_len,
     append_frame(stream, bytes, len);
 }
 
+/* What a capture makes of it for a stream without vnet headers */
+static void append_complete(GByteArray *stream, const Message *m)
+{
+    if (!m->segments[0].len) {
+        append_message(stream, -1, NULL, m->completed ?: m->bytes, m->len);
+        return;
+    }
+    for (int i = 0; i < ARRAY_SIZE(m->segments); i++) {
+        append_message(stream, -1, NULL, m->segments[i].bytes,
+                       m->segments[i].len);
+    }
+}
+
 /* Read in pieces of @chunk bytes all that there is */
 static void drain(Fixture *f, size_t chunk, GByteArray *out)
 {
@@ -377,10 +435,10 @@ static void test_capture(const void *opaque)
             kernel_send(&f, &no_hdr, NULL, 61);
             drain(&f, chunks[i], got);
 
-            if (!dropped) {
-                append_message(expect, vnet ? VNET_HDR_LEN : -1, &m->hdr,
-                               vnet || !m->completed ? m->bytes : m->completed,
-                               m->len);
+            if (!dropped && vnet) {
+                append_message(expect, VNET_HDR_LEN, &m->hdr, m->bytes, m->len);
+            } else if (!dropped) {
+                append_complete(expect, m);
             }
             append_message(expect, vnet ? VNET_HDR_LEN : -1, &no_hdr, NULL, 61);
             g_assert_cmpmem(got->data, got->len, expect->data, expect->len);
@@ -702,7 +760,7 @@ static void test_inject_too_big(void)
     assert_stats(&f, &(QIOChannelPacketStats) {
         .frames = 1,
         .bytes = 60,
-        .dropped_too_big = 1,
+        .dropped_mtu = 1,
     });
     fixture_clear(&f);
 }
@@ -816,7 +874,7 @@ static void test_inject_batch(void)
     qio_channel_packet_get_stats(f.pioc, &stats);
     g_assert_cmpint(stats.frames, ==, 1000 - unusable - too_big);
     g_assert_cmpint(stats.dropped_invalid, ==, unusable);
-    g_assert_cmpint(stats.dropped_too_big, ==, too_big);
+    g_assert_cmpint(stats.dropped_mtu, ==, too_big);
     fixture_clear(&f);
 }
 
@@ -921,6 +979,51 @@ static void test_watch_in(const void *opaque)
 }
 
 /*
+ * Of a frame that is cut the socket knows nothing any more: not between two of
+ * its segments, when a message has been read to its end; nor before the first,
+ * when a read has given up after 64 drops.  There is more, nevertheless.
+ */
+static void test_watch_segments(const void *opaque)
+{
+    static const struct virtio_net_hdr no_hdr;
+    static const Message m = { TCP_GSO };
+    g_autoptr(GByteArray) expect = g_byte_array_new();
+    g_autoptr(GByteArray) got = g_byte_array_new();
+    Watch w = { .ctx = g_main_context_new() };
+    GSource *source;
+    char buf[100];
+    Fixture f;
+
+    append_complete(expect, &m);
+    fixture_init(&f, QIO_CHANNEL_PACKET_CAPTURE, false);
+    source = watch_add(&w, f.ioc, G_IO_IN, opaque != NULL);
+    for (int i = 0; i < 63; i++) {
+        kernel_send(&f, &no_hdr, NULL, 0);
+    }
+    kernel_send(&f, &m.hdr, m.bytes, m.len);
+    watch_run(&w, 1);
+    g_assert_cmpint(qio_channel_read(f.ioc, buf, 1, &error_abort),
+                    ==, QIO_CHANNEL_ERR_BLOCK);
+    for (int i = 0; i < ARRAY_SIZE(m.segments); i++) {
+        ssize_t len = sizeof(uint32_t) + m.segments[i].len;
+
+        watch_run(&w, w.fired + 1);
+        g_assert_cmpint(w.condition, ==, G_IO_IN);
+        g_assert_cmpint(qio_channel_read(f.ioc, buf, len, &error_abort),
+                        ==, len);
+        g_byte_array_append(got, (uint8_t *)buf, len);
+    }
+    g_assert_cmpmem(got->data, got->len, expect->data, expect->len);
+    g_assert_cmpint(qio_channel_read(f.ioc, buf, 1, &error_abort),
+                    ==, QIO_CHANNEL_ERR_BLOCK);
+    watch_assert_quiet(&w);
+
+    g_source_destroy(source);
+    g_main_context_unref(w.ctx);
+    fixture_clear(&f);
+}
+
+/*
  * A packet socket without room polls as writable: time alone makes the watch
  * fire again, and not at once, or the main loop would spin.
  */
@@ -1002,12 +1105,21 @@ static void test_watch_broken(const void *opaque)
     }
 }
 
+/* A blocking channel that has to wait makes a watch: this tells when */
+static GSource *(*create_watch)(QIOChannel *ioc, GIOCondition condition);
+static QemuSemaphore waiting;
+
+static GSource *create_watch_and_tell(QIOChannel *ioc, GIOCondition condition)
+{
+    qemu_sem_post(&waiting);
+    return create_watch(ioc, condition);
+}
+
 static void *thread_send(void *opaque)
 {
     static const struct virtio_net_hdr no_hdr;
 
-    /* Late enough for the reader to find nothing, if it does not wait */
-    g_usleep(20000);
+    g_assert_cmpint(qemu_sem_timedwait(&waiting, TIME_LIMIT), ==, 0);
     kernel_send(opaque, &no_hdr, NULL, 60);
     return NULL;
 }
@@ -1017,7 +1129,7 @@ static void *thread_recv(void *opaque)
     g_autoptr(GByteArray) log = g_byte_array_new();
     unsigned n = 0;
 
-    g_usleep(20000);
+    g_assert_cmpint(qemu_sem_timedwait(&waiting, TIME_LIMIT), ==, 0);
     while (n < FULL_FRAMES) {
         Fixture *f = opaque;
         GPollFD fd = { .fd = f->kernel, .events = G_IO_IN };
@@ -1032,6 +1144,7 @@ static void test_blocking(void)
 {
     static const struct virtio_net_hdr no_hdr;
     g_autoptr(GByteArray) message = g_byte_array_new();
+    QIOChannelClass *klass;
     char buf[64];
     GThread *thread;
     ssize_t done, ret;
@@ -1040,6 +1153,10 @@ static void test_blocking(void)
 
     append_message(message, -1, &no_hdr, NULL, 60);
     fixture_init(&f, QIO_CHANNEL_PACKET_CAPTURE, false);
+    qemu_sem_init(&waiting, 0);
+    klass = QIO_CHANNEL_GET_CLASS(f.ioc);
+    create_watch = klass->io_create_watch;
+    klass->io_create_watch = create_watch_and_tell;
     qio_channel_set_blocking(f.ioc, true, &error_abort);
     thread = g_thread_new("send", thread_send, &f);
     for (done = 0; done < sizeof(buf); done += ret) {
@@ -1069,6 +1186,8 @@ static void test_blocking(void)
         }
     }
     g_thread_join(thread);
+    klass->io_create_watch = create_watch;
+    qemu_sem_destroy(&waiting);
     fixture_clear(&f);
 }
 
@@ -1227,6 +1346,8 @@ int main(int argc, char **argv)
 
     add_data_func("watch", "in/add", NULL, test_watch_in);
     add_data_func("watch", "in/create", "", test_watch_in);
+    add_data_func("watch", "segments/add", NULL, test_watch_segments);
+    add_data_func("watch", "segments/create", "", test_watch_segments);
     add_data_func("watch", "out/add", NULL, test_watch_out);
     add_data_func("watch", "out/create", "", test_watch_out);
     add_data_func("watch", "broken/add", NULL, test_watch_broken);

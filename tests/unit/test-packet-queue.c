@@ -40,6 +40,7 @@ typedef struct Model {
     GQueue *whole;              /* GByteArray, as in the stream */
     size_t whole_bytes;
     size_t consumed;            /* of the first */
+    bool stale;                 /* the first is the rest of a discarded one */
 
     GByteArray *part;           /* the message that comes in pieces, or NULL */
     size_t put;                 /* of that */
@@ -86,6 +87,7 @@ static void model_remove_first(Model *m)
 
     m->whole_bytes -= msg->len;
     m->consumed = 0;
+    m->stale = false;
     g_byte_array_unref(msg);
 }
 
@@ -268,6 +270,9 @@ static void step_consume(Model *m)
 static void step_rewind(Model *m)
 {
     packet_queue_rewind(&m->q);
+    if (m->stale) {
+        model_remove_first(m);
+    }
     m->consumed = 0;
 }
 
@@ -300,6 +305,7 @@ static void step_discard(Model *m)
     }
     if (first) {
         g_queue_push_tail(m->whole, first);
+        m->stale = true;
     }
     model_drop_part(m);
 }
