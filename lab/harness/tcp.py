@@ -10,7 +10,7 @@ no more than with stock, which loses some.
 from . import InvalidRun, LabError, migrate
 from .migrate import Conditions
 
-MB = 64                         # in CI
+MB = 128                        # in CI
 RATE = 100                      # Mbit/s; half of it, if the guest is too slow
 SLOW = 1.2                      # it is, if the control takes longer by that
 LEAST = 10                      # Mbit/s; the lab is at fault if it is too slow
