@@ -100,6 +100,9 @@ QEMU_BUILD_BUG_ON(QIO_CHANNEL_PACKET_MAX != NET_BUFSIZE);
  */
 #define FILTER_PACKET_ARRIVE_READS 64
 
+/* And of what is held, of 512 frames or 256 KiB each */
+#define FILTER_PACKET_ARRIVE_TURNS 64
+
 /* The announcement does not wait longer for what is held to be injected */
 #define FILTER_PACKET_ANNOUNCE_US (1000 * 1000)
 
@@ -481,6 +484,19 @@ static void filter_packet_release(void *opaque)
     }
 }
 
+/* As many turns as it takes at once: the VM starts */
+static void filter_packet_release_all(FilterPacket *p)
+{
+    size_t before;
+    int turns = 0;
+
+    do {
+        before = p->held.bytes;
+        filter_packet_release(p);
+    } while (p->held.bytes && p->held.bytes < before &&
+             ++turns < FILTER_PACKET_ARRIVE_TURNS);
+}
+
 /*
  * The VM starts after its migration.  While QEMU loaded its last state it did
  * not read indev.  Catch up with that, for the source is about to be told that
@@ -495,12 +511,13 @@ static void filter_packet_arrive(FilterPacket *p)
     p->received_before = UINT64_MAX;
     for (int i = 0; chr && i < FILTER_PACKET_ARRIVE_READS; i++) {
         uint64_t received = p->received;
-        size_t held = p->held.bytes;
 
         qemu_chr_socket_read_now(chr);
-        filter_packet_release(p);
-        if (p->received == received && p->held.bytes == held) {
-            p->received_before = received;
+        filter_packet_release_all(p);
+        if (p->received == received) {
+            if (filter_packet_can_read(p)) {
+                p->received_before = received;
+            }
             break;
         }
     }
@@ -765,7 +782,7 @@ void filter_packet_resend(FilterPacket *p)
 void filter_packet_give_back(FilterPacket *p)
 {
     if (p->ioc) {
-        filter_packet_release(p);
+        filter_packet_release_all(p);
     }
 }
 
