@@ -25,10 +25,8 @@ from .migrate import COPIES, ENDINGS, FAILURES, FAST, Conditions
 LIMIT = 7200                    # seconds for all cells
 TCP = 8                         # Mbit/s; TCG in TCG takes no more
 CI = ('control-vhost-fast', 'stock-vhost-precopy-source-killed',
-      *(f'ours-vhost-precopy-{ending}' for ending in ENDINGS[1:]),
-      'ours-vhost-precopy-source-killed-fast',
-      'ours-vhost-two-cards-source-killed')
-RUNS_IN_CI = 2                  # of the main cells; each takes a minute
+      'ours-vhost-precopy-source-killed', 'ours-vhost-precopy-cancelled',
+      'ours-vhost-precopy-source-killed-fast')
 MAIN = ('ours-vhost-precopy-source-killed',
         'ours-vhost-precopy-source-killed-fast')
 
