@@ -261,6 +261,7 @@ static void filter_switchover_vm_change_state(void *opaque, bool running,
     } else {
         filter_switchover_look_at_queue(sw);
         sw->stopped = true;
+        sw->connected = sw->writer->connected;
         filter_packet_give_back_later(sw->packet);
         /* Whatever the devices have left it at */
         filter_switchover_read(sw, filter_switchover_wants_more(sw));

@@ -83,6 +83,7 @@ typedef struct QIOChannelPacketFrame {
  *     no usable frame
  * @dropped_down: frames for an interface that is down
  * @no_room: times that the interface's queue was full; nothing is lost
+ * @skipped_group: see qio_channel_packet_set_skip_group()
  *
  * Everything since the channel was made.
  */

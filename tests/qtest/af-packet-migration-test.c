@@ -757,6 +757,27 @@ static void hop_start(Env *e, Tap *tap, int hop)
     migrate_pause(e);
 }
 
+/* The first two of them, each with a TAP */
+static void pair_start(Env *from, Env *to, Tap *tap)
+{
+    tap_open(&tap[0], "qtap0");
+    tap_open(&tap[1], "qtap1");
+    hop_start(from, &tap[0], 0);
+    hop_start(to, &tap[1], 1);
+}
+
+static void pair_stop(Env *from, Env *to, Tap *tap, const char *uri)
+{
+    g_autofree char *path = g_strdup_printf("%s/m0", tmpdir);
+
+    env_stop(from);
+    env_stop(to);
+    tap_close(&tap[0]);
+    tap_close(&tap[1]);
+    unlink(path);
+    unlink(strchr(uri, ':') + 1);
+}
+
 /*
  * There and back many times.  The network sends to the old place until it has
  * learnt of the new one, all the time; the guest gets everything.
@@ -827,15 +848,11 @@ static void flood_expect(Env *e, uint32_t seq)
 static void test_flooded(void)
 {
     g_autofree char *uri = g_strdup_printf("unix:%s/migration", tmpdir);
-    g_autofree char *path = g_strdup_printf("%s/m0", tmpdir);
     uint64_t flooded;
     Env from, to;
     Tap tap[2];
 
-    tap_open(&tap[0], "qtap0");
-    tap_open(&tap[1], "qtap1");
-    hop_start(&from, &tap[0], 0);
-    hop_start(&to, &tap[1], 1);
+    pair_start(&from, &to, tap);
     flush_to_guest(&from, 0);
     for (uint32_t seq = 100; seq < 120; seq++) {
         flood(&to, seq);
@@ -877,26 +894,17 @@ static void test_flooded(void)
     wire_expect(to.guest[0], 420, FRAME_LEN);
     assert_silent(&to, to.guest[0]);
     assert_silent(&from, from.guest[0]);
-    env_stop(&from);
-    env_stop(&to);
-    tap_close(&tap[0]);
-    tap_close(&tap[1]);
-    unlink(path);
-    unlink(strchr(uri, ':') + 1);
+    pair_stop(&from, &to, tap, uri);
 }
 
 /* Nothing is injected where the VM does not come to run */
 static void test_cancel_destination(void)
 {
     g_autofree char *uri = g_strdup_printf("unix:%s/migration", tmpdir);
-    g_autofree char *path = g_strdup_printf("%s/m0", tmpdir);
     Env from, to;
     Tap tap[2];
 
-    tap_open(&tap[0], "qtap0");
-    tap_open(&tap[1], "qtap1");
-    hop_start(&from, &tap[0], 0);
-    hop_start(&to, &tap[1], 1);
+    pair_start(&from, &to, tap);
     flush_to_guest(&from, 0);
     migrate_to_pause(&from, uri);
     host_send_range(&from.tap[0], 100, 100 + MANY, FRAME_LEN);
@@ -911,30 +919,20 @@ static void test_cancel_destination(void)
     qtest_wait_qemu(to.qts);
     g_assert_cmpint(if_tx_packets(tap[1].name), ==, 0);
     assert_silent(&from, from.guest[0]);
-    env_stop(&from);
-    env_stop(&to);
-    tap_close(&tap[0]);
-    tap_close(&tap[1]);
-    unlink(path);
-    unlink(strchr(uri, ':') + 1);
+    pair_stop(&from, &to, tap, uri);
 }
 
 /* A stopped VM that is migrated on, before it ever ran here */
 static void test_paused_on(void)
 {
     g_autofree char *uri = g_strdup_printf("unix:%s/migration", tmpdir);
-    g_autofree char *paths[] = {
-        g_strdup_printf("%s/m0", tmpdir), g_strdup_printf("%s/m1", tmpdir)
-    };
+    g_autofree char *path = g_strdup_printf("%s/m1", tmpdir);
     Env from, to;
     Tap tap[2];
     int fd;
 
-    tap_open(&tap[0], "qtap0");
-    tap_open(&tap[1], "qtap1");
-    hop_start(&from, &tap[0], 0);
-    hop_start(&to, &tap[1], 1);
-    to.listen = paths[1];
+    pair_start(&from, &to, tap);
+    to.listen = path;
     flush_to_guest(&from, 0);
     vm_run(&from, false);
     migration_start(&from, uri);
@@ -955,13 +953,9 @@ static void test_paused_on(void)
     assert_silent(&to, fd);
     close(fd);
     to.listen = NULL;
-    env_stop(&from);
-    switchover_stop(&to);
-    tap_close(&tap[0]);
-    tap_close(&tap[1]);
-    unlink(paths[0]);
-    unlink(paths[1]);
-    unlink(strchr(uri, ':') + 1);
+    pair_stop(&from, &to, tap, uri);
+    unlink(path);
+    unlink(strchr(migration_file, ':') + 1);
 }
 
 /* What a capture in front of it copies has gone its own way */
