@@ -509,17 +509,17 @@ static void filter_packet_arrive(FilterPacket *p)
 
     p->incoming = false;
     p->received_before = UINT64_MAX;
-    for (int i = 0; chr && i < FILTER_PACKET_ARRIVE_READS; i++) {
+    filter_packet_release_all(p);
+    for (int i = 0; chr && i < FILTER_PACKET_ARRIVE_READS &&
+                    filter_packet_can_read(p); i++) {
         uint64_t received = p->received;
 
         qemu_chr_socket_read_now(chr);
-        filter_packet_release_all(p);
         if (p->received == received) {
-            if (filter_packet_can_read(p)) {
-                p->received_before = received;
-            }
+            p->received_before = received;
             break;
         }
+        filter_packet_release_all(p);
     }
     p->arrived = chr;
     p->announce = true;

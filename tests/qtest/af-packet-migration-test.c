@@ -347,6 +347,48 @@ static void test_no_peer(const void *opaque)
     switchover_stop(&e);
 }
 
+/*
+ * One warning each: the connection ends while it carries the VM's frames, not
+ * before; and the migration ends before all have been taken
+ */
+static void test_warnings(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/stderr", tmpdir);
+    g_autofree char *options = g_strdup_printf("2>>%s", path);
+    g_autofree char *text = NULL;
+    Env e;
+    int fd;
+
+    env_start(&e, 1, options);
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=s0" ONLY_STOPPED);
+    migrate_pause(&e);
+    flush_to_guest(&e, 0);
+    vm_run(&e, false);
+    fd = listener_connect(&e);
+    vm_answers(&e);
+    vm_run(&e, true);
+    close(fd);
+    vm_answers(&e);
+
+    migrate_to_pause(&e, migration_file);
+    host_send_range(&e.tap[0], 100, 110, FRAME_LEN);
+    vm_answers(&e);
+    fd = listener_connect(&e);
+    wire_expect_range(fd, 100, 110, FRAME_LEN);
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    g_assert_null(strstr(text, "connection ended"));
+    close(fd);
+    wait_warned_once(&e, path, "outdev's connection ended");
+
+    host_send_range(&e.tap[0], 110, 120, FRAME_LEN);
+    vm_answers(&e);
+    migrate_continue(&e);
+    wait_migration(&e, "completed");
+    wait_warned_once(&e, path, "outdev's peer has not yet taken 10 frames");
+    switchover_stop(&e);
+    unlink(path);
+}
+
 /* Nobody waits for a peer that does not read */
 static void test_slow_peer(const void *opaque)
 {
@@ -613,7 +655,11 @@ static void test_arrive(const void *opaque)
     taken = if_tx_packets(a.tap[0].name);
 
     migrate_to_pause(&a, uri);
-    host_send_range(&a.tap[0], 1000, 1000 + MANY, FRAME_LEN);
+    /* As many as its TAP has room for, and as hold_limit allows */
+    host_send_range(&a.tap[0], 1000, 1010, FRAME_LEN);
+    vm_answers(&a);
+    vm_answers(&b);
+    host_send_range(&a.tap[0], 1010, 1000 + MANY, FRAME_LEN);
     vm_answers(&a);
     vm_answers(&b);
     vm_stall(&b, true);
@@ -1751,6 +1797,7 @@ int main(int argc, char **argv)
     add_host_both("no-peer", test_no_peer);
     add_host_both("slow-peer", test_slow_peer);
     add_host_both("drain", test_drain);
+    add_host_func("warnings", test_warnings);
     add_host_func("hold-limit", test_hold_limit);
     add_host_both("off", test_off);
     add_host_func("two", test_two);
