@@ -33,9 +33,10 @@ build: src ## configure and compile into .qemu/build
 check: src ## everything that must be green: verify, unit tests, qtests, lab
 	@dev/check
 
-check-all: build ## every cell of the migration matrix, with vhost-net (slow)
+check-all: build ## every cell of the migration matrix, and the long runs (hours)
 	@dev/meson-tests vm-all
-	@lab/matrix --all
+	@lab/matrix --native --only no-vhost
+	@lab/matrix --only '(?<!no)-vhost'
 	@lab/pingpong 100
 	@lab/tcp 1000
 

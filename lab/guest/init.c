@@ -2,7 +2,8 @@
  * init - what the lab's guest runs as process 1
  *
  * Loads the modules /modules/0.ko, 1.ko, ... in that order, gives UDP more
- * memory and eth0 its address, starts /bulk and becomes /stream.  Its settings are on the kernel command line:
+ * memory and eth0 its address, starts /bulk and becomes /stream.  Its settings
+ * are on the kernel command line:
  *
  *   lab.address=10.77.0.2       eth0's address, in a /24
  *   lab.peer=10.77.0.1          the client and its MAC address, entered as a
@@ -21,6 +22,7 @@
 #include <fcntl.h>
 #include <net/if.h>
 #include <net/if_arp.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +30,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 static char cmdline[4096];
@@ -83,17 +86,24 @@ static void load_modules(void)
 }
 
 /*
- * A guest of this size gives UDP about 18 MB in all, and takes memory back in
+ * A guest of this size gives UDP a seventh of its memory, and takes that back in
  * steps of a quarter of a socket's buffer: too little for a stream that waits.
+ * It gets half.
  */
 static void raise_udp_memory(void)
 {
-    static const char pages[] = "8192 12288 16384";
-    int fd;
+    struct sysinfo info;
+    char pages[64];
+    unsigned long half;
+    int fd, len;
 
+    check(sysinfo(&info), "sysinfo");
+    half = (uint64_t)info.totalram * info.mem_unit / 2 / 4096;
+    len = snprintf(pages, sizeof(pages), "%lu %lu %lu", half / 2, half / 4 * 3,
+                   half);
     fd = open("/proc/sys/net/ipv4/udp_mem", O_WRONLY | O_CLOEXEC);
     check(fd, "udp_mem");
-    check(write(fd, pages, strlen(pages)), "udp_mem");
+    check(write(fd, pages, len), "udp_mem");
     close(fd);
 }
 
