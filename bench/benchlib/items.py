@@ -572,8 +572,9 @@ def idle(world, setup):
 
     each_round(rounds, t, list(kinds), measure)
     share = t.median(contenders.OursInactive.name, 'of no filter, %')
-    t.goal('within 2 % of no filter', 'no figure' if share is None else
-           f'{share:.1f} %', None if share is None else abs(share - 100) <= 2)
+    t.goal('no more than 2 % slower than with no filter',
+           'no figure' if share is None else f'{share:.1f} %',
+           None if share is None else share >= 98)
     return [t]
 
 
