@@ -93,8 +93,7 @@ class Conditions:
     before: float = 2           # seconds of traffic before the migration
     after: float = 3            # and after it
     txqueuelen: int = 20000     # of both TAPs
-    # MiB; a guest that is slow has many packets in its socket
-    memory: int = 256 if os.environ.get('LAB_IN_VM') else 128
+    memory: int = 256           # MiB; many packets wait in a slow guest's socket
     copy: str = 'precopy'       # one of COPIES
     ending: str = 'source-kept'     # one of ENDINGS
     tcp: int = 0                # Mbit/s of a bulk TCP transfer to the guest

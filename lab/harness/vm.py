@@ -139,7 +139,7 @@ def test_programs(build):
 
 def guests(command):
     """Those that COMMAND needs; one that is missing is booted in the VM."""
-    two = any('cards' in a or a == '--all' for a in command)
+    two = any('cards' in a or a in ('--all', '--only') for a in command)
     return [migrate.Conditions(cards=n + 1) for n in range(1 + two)]
 
 
