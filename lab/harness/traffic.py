@@ -73,13 +73,20 @@ def offloads(kind, rng, uso):
 
 
 def phases(seed, uso):
-    """Phases without end; each kind comes once in a round."""
+    """Phases without end; each kind comes once in a round.  The first of a
+    kind with all offloads has the smallest MTU, at which there are packets to
+    be cut."""
     rng = random.Random(seed)
     pairs = {kind: offloads(kind, rng, uso) for kind in KINDS}
+    cut = set()
     while True:
         for kind in rng.sample(KINDS, len(KINDS)):
             pcp = rng.randrange(1, 8) << 13
-            yield Phase(kind, rng.choice(MTUS), *next(pairs[kind]),
+            mtu, pair = rng.choice(MTUS), next(pairs[kind])
+            if all(pair) and kind not in cut:
+                cut.add(kind)
+                mtu = min(MTUS)
+            yield Phase(kind, mtu, *pair,
                         tuple((tpid, pcp | (vid or 0))
                               for tpid, vid in rng.choice(TAGS)),
                         rng.randrange(1 << 32))
