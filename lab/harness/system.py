@@ -232,6 +232,8 @@ class System:
                         'txqueuelen', str(self.txqueuelen))
             self.add_bridge(host, 'up0', *taps)
         self.add_bridge('switch', 'client', 'host-a', 'host-b')
+        for namespace in ('client', 'switch', 'a', 'b'):
+            self.keep_order(namespace)
 
         self.ip('a', 'link', 'add', 'mig0', 'type', 'veth', 'peer', 'name',
                 'mig0', 'netns', self.name('b'))
@@ -250,6 +252,15 @@ class System:
             # a fixed neighbour: ARP is no part of the test
             self.ip('client', 'neighbour', 'add', theirs, 'lladdr', mac,
                     'dev', 'eth0', 'nud', 'permanent')
+
+    def keep_order(self, namespace):
+        """Let one CPU receive for all interfaces that there are, as a NIC does
+        for each flow.  Else each packet is received by the CPU of who sends it,
+        and those of a sender that has moved overtake what waits for the other
+        CPU (Linux 6.1)."""
+        ip('netns', 'exec', self.name(namespace), 'sh', '-c',
+           'for f in /sys/class/net/*/queues/rx-*/rps_cpus; do'
+           ' echo 1 > $f || exit; done')
 
     def start(self, name, namespace, argv, log, fds=()):
         child = Child(name, ['ip', 'netns', 'exec', self.name(namespace)]
