@@ -257,10 +257,10 @@ class System:
         """Let one CPU receive for all interfaces that there are, as a NIC does
         for each flow.  Else each packet is received by the CPU of who sends it,
         and those of a sender that has moved overtake what waits for the other
-        CPU (Linux 6.1)."""
+        CPU (Linux 6.1).  A kernel for a single CPU has no such file."""
         ip('netns', 'exec', self.name(namespace), 'sh', '-c',
            'for f in /sys/class/net/*/queues/rx-*/rps_cpus; do'
-           ' echo 1 > $f || exit; done')
+           ' [ ! -e "$f" ] || echo 1 > "$f" || exit; done')
 
     def start(self, name, namespace, argv, log, fds=()):
         child = Child(name, ['ip', 'netns', 'exec', self.name(namespace)]
