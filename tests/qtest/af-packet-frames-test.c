@@ -1444,7 +1444,7 @@ static bool ovs_open(Ovs *ovs)
     ovs->dir = g_strdup_printf("%s/ovs", tmpdir);
     g_mkdir(ovs->dir, 0700);
     db = g_strdup_printf("ovsdb-tool create %s/db", ovs->dir);
-    ports = g_strdup_printf("ovs-vsctl --db=unix:%s/sock --retry --timeout=20 "
+    ports = g_strdup_printf("ovs-vsctl --db=unix:%s/sock --retry --timeout=600 "
                             "add-br qbr0 "
                             "-- set bridge qbr0 datapath_type=netdev "
                             "-- add-port qbr0 qtap1 tag=5 "

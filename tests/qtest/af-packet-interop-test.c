@@ -240,9 +240,9 @@ static void stop_reading(Env *e, int i)
     const Frame f = { .len = FRAME_LEN };
 
     host_send_frame(&e->tap[i], &f);
-    g_test_timer_start();
+    patience_begin();
     while (!if_tx_packets(e->tap[i].name)) {
-        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        patience_check();
         vm_answers(e);
     }
 }

@@ -119,9 +119,9 @@ static void assert_absent(Env *e, const char *id, const char *path)
 /* It gets there, and not further */
 static void wait_count(Env *e, const char *id, const char *path, uint64_t n)
 {
-    g_test_timer_start();
+    patience_begin();
     while (count(e, id, path) < n) {
-        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        patience_check();
     }
     vm_answers(e);
     g_assert_cmpint(count(e, id, path), ==, n);
@@ -139,9 +139,9 @@ static void wait_traffic(Env *e, const char *id, const char *path,
 
 static void wait_bool(Env *e, const char *id, const char *path, bool value)
 {
-    g_test_timer_start();
+    patience_begin();
     while (is_true(e, id, path) != value) {
-        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        patience_check();
     }
 }
 
@@ -522,9 +522,9 @@ static void test_ring_full(void)
         host_send(&e.tap[0], i, 1400);
     }
     vm_stall(&e, false);
-    g_test_timer_start();
+    patience_begin();
     do {
-        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        patience_check();
         got = count(&e, "f0", "in-netdev.packets");
     } while (got + count(&e, "f0", "dropped.ring-full") < n);
     g_test_message("%" PRIu64 " of %d", got, n);
@@ -586,9 +586,9 @@ static void overflow_buffer(Env *e, Tap *tap, const char *log,
         host_send_range(tap, 0, n, 1400);
         vm_stall(e, false);
         wait_warned_once(e, log, BUFFER_WAS_FULL);
-        g_test_timer_start();
+        patience_begin();
         do {
-            g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+            patience_check();
             got = count(e, "f0", got_path);
         } while (got + count(e, "f0", "dropped.ring-full") < i * n);
         g_test_message("%" PRIu64 " of %d", got, i * n);
@@ -1162,7 +1162,7 @@ static void test_chardev(void)
 /* The next of these lines in the file, behind *@pos */
 static void wait_line(Env *e, const char *path, size_t *pos, const char *line)
 {
-    g_test_timer_start();
+    patience_begin();
     while (true) {
         g_autofree char *text = NULL;
         char *found;
@@ -1174,12 +1174,12 @@ static void wait_line(Env *e, const char *path, size_t *pos, const char *line)
                 *pos = found + strlen(line) - text;
                 return;
             }
-            if (g_test_timer_elapsed() > TIME_LIMIT / 1000) {
+            if (patience_over()) {
                 g_test_message("no '%s' in", line);
                 g_test_message("%s", text + *pos);
             }
         }
-        g_assert_cmpfloat(g_test_timer_elapsed(), <=, TIME_LIMIT / 1000);
+        patience_check();
     }
 }
 

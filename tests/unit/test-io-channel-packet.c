@@ -40,7 +40,7 @@
                    sizeof(struct virtio_net_hdr_v1_hash_tunnel))
 
 /* No step of any test takes this long, in milliseconds */
-#define TIME_LIMIT 10000
+#define TIME_LIMIT 120000
 
 typedef struct Fixture {
     QIOChannelPacket *pioc;

@@ -49,7 +49,7 @@
 #define FRAME_MAX (4096 + 65536)
 
 /* Nothing that the kernel does takes this long, in milliseconds */
-#define TIME_LIMIT 10000
+#define TIME_LIMIT 120000
 
 #define BOUNDS_FRAMES 20000
 #define KERNEL_GSO_FRAMES 20000
