@@ -3,6 +3,7 @@
 
     products.py   the guest: kernel from the distribution, our initramfs
     system.py     namespaces, child processes, and their removal at any exit
+    patience.py   time limits, which count time without progress
     qmp.py        QEMU's monitor
     peer.py       control of the two ends of the stream (guest/stream.c)
     count.py      records -> lost, duplicated, reordered, outage; no I/O
@@ -20,11 +21,8 @@
     selftest.py   checks of the lab's own parts
 
 Needs root, Python 3.9's standard library and iproute2.  Every wait is for an
-event and has a time limit; LAB_PATIENCE multiplies the limits on slow machines.
+event, and has a limit to the time without progress (patience.py).
 """
-import os
-
-PATIENCE = float(os.environ.get('LAB_PATIENCE', '1'))
 
 
 class LabError(Exception):

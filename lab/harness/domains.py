@@ -43,10 +43,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from . import (InvalidRun, LabError, PATIENCE, count, libvirt, migrate,
-               products, report)
+from . import (InvalidRun, LabError, count, libvirt, migrate, products,
+               report)
 from .libvirt import Host
 from .migrate import PORT, Conditions
+from .patience import Patience
 from .peer import Peer
 from .system import (CLIENT_ADDRESS, CLIENT_MAC, GUEST_ADDRESS, GUEST_MAC,
                      LINK_ADDRESS, System)
@@ -144,19 +145,31 @@ class Seen:
     """What the destination's QEMU has read from its TAP, as it tells it."""
 
     def __init__(self, system):
+        self.system = system
         self.listener = system.socket('a', socket.AF_INET, socket.SOCK_STREAM)
         self.listener.bind(('127.0.0.1', SEEN))
         self.listener.listen(1)
-        self.listener.settimeout(20 * PATIENCE)
+
+    def wait(self, sock, receive):
+        """What RECEIVE() returns when SOCK has something."""
+        patience = Patience(20, self.system.progress)
+        sock.settimeout(patience.interval)
+        while True:
+            try:
+                return receive()
+            except socket.timeout:
+                if patience.over():
+                    raise LabError('the destination has not read its TAP: '
+                                   f'{patience}') from None
 
     def connect(self):
-        self.socket = self.listener.accept()[0]
-        self.socket.settimeout(20 * PATIENCE)
+        self.socket = self.wait(self.listener, self.listener.accept)[0]
 
     def read(self, n):
         data = b''
         while len(data) < n:
-            more = self.socket.recv(n - len(data))
+            more = self.wait(self.socket,
+                             lambda: self.socket.recv(n - len(data)))
             if not more:
                 raise LabError('the destination has closed the connection')
             data += more
@@ -188,16 +201,17 @@ def flow_arguments(way):
     return source, destination
 
 
-def wait_for(what, get):
-    deadline = time.monotonic() + 20 * PATIENCE
+def wait_for(system, what, get):
+    patience = Patience(20, system.progress)
     while not get():
-        if time.monotonic() > deadline:
-            raise LabError(f'{what} after 20 s')
+        if patience.over():
+            raise LabError(f'{what}: {patience}')
         time.sleep(0.05)
 
 
 def wait_connected(host, name):
-    wait_for(f'{name}: m0 is not connected', lambda: 'disconnected' not in
+    wait_for(host.system, f'{name}: m0 is not connected',
+             lambda: 'disconnected' not in
              next(line for line in host.hmp(name, 'info chardev').splitlines()
                   if line.startswith('m0:')))
 
@@ -353,12 +367,12 @@ def check_migration(system, hosts, way, say):
     a.virsh('start', 'guest')
     control = system.udp_socket('client')
     guest = Peer('guest (see libvirt-*-guest-console.log)', control,
-                 GUEST_ADDRESS, PORT, system.check)
+                 GUEST_ADDRESS, PORT, system)
     guest.counters('status', 60)
     system.start('client', 'client',
                  [str(products.directory().resolve() / 'stream'), str(PORT)],
                  str(a.logs / f'libvirt-{way.name}-client.log'))
-    client = Peer('client', control, CLIENT_ADDRESS, PORT, system.check)
+    client = Peer('client', control, CLIENT_ADDRESS, PORT, system)
     number = random.randrange(1, 1 << 31)
     guest.ask(f'set {number} {CLIENT_ADDRESS} {PORT} {c.answers} {c.size} '
               f'{c.dirty}')

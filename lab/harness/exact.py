@@ -42,7 +42,8 @@ import socket
 import struct
 import time
 
-from . import LabError, PATIENCE, products, traffic
+from . import LabError, products, traffic
+from .patience import Patience
 from .qmp import QMP
 from .system import System, ip, run
 
@@ -378,10 +379,10 @@ class Exact(System):
         qmp.connect(self.qemu)
         capture.close()
         inject.close()
-        deadline = time.monotonic() + 20 * PATIENCE
+        patience = Patience(20, self.progress)
         while any(self.counter(tap, 'tx_packets') < 1 for tap in mine):
-            if time.monotonic() > deadline:
-                raise LabError('QEMU has not read its TAPs')
+            if patience.over():
+                raise LabError(f'QEMU has not read its TAPs: {patience}')
             qmp.execute('query-status')
 
         self.full = False
@@ -529,9 +530,9 @@ class Exact(System):
             bytes(42)
         write(self.port, record)
         taps = (self.view, self.whole, *self.ends.values())
-        deadline = time.monotonic() + 20 * PATIENCE
+        patience = Patience(20, self.progress)
         while any(self.seen.get(tap) != self.marker for tap in taps):
-            if time.monotonic() > deadline:
+            if patience.over():
                 raise LabError('lost: ' + ', '.join(
                     f'{leg.name} has {len(leg.expected)} frames to come'
                     for leg in self.legs.values() if leg.expected))
@@ -545,16 +546,16 @@ class Exact(System):
         """One phase of the traffic SOURCE."""
         self.set_up(phase)
         programs = source.begin(phase)
-        deadline = time.monotonic() + 20 * PATIENCE
-        while programs and time.monotonic() < deadline:
+        patience = Patience(20, self.progress)
+        while programs and not patience.over():
             self.turn()
             for program in programs:
                 if program.process.poll() is not None:
                     source.end(program)
             programs = [p for p in programs if p.process.returncode is None]
         if programs:
-            raise LabError(f'{programs[-1].name} does not end (see '
-                           f'{programs[-1].log}): {phase}')
+            raise LabError(f'{programs[-1].name} does not end: {patience} '
+                           f'(see {programs[-1].log}): {phase}')
         self.drain()
 
     def close(self):

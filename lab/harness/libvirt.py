@@ -28,7 +28,8 @@ import sys
 import time
 from pathlib import Path
 
-from . import LabError, PATIENCE, products, transcript
+from . import LabError, products, transcript
+from .patience import Patience, children, cpu_time
 from .products import ROOT
 from .system import LINK_ADDRESS, libc
 
@@ -214,17 +215,17 @@ def here():
     """Have a libvirtd in the namespaces that we are in, such as a transcript's;
     returns when it can be used."""
     prepare(unpacked())
-    if not os.fork():
+    if not (pid := os.fork()):
         os.setsid()
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
         for fd in 0, 1, 2:          # the transcript waits for their end
             os.dup2(os.open('/run/libvirtd.log',
                             os.O_RDWR | os.O_CREAT | os.O_APPEND), fd)
         run_libvirtd()
-    deadline = time.monotonic() + 30 * PATIENCE
+    patience = Patience(30, lambda: cpu_time(pid))
     while subprocess.run(['virsh', 'uri'], capture_output=True).returncode:
-        if time.monotonic() > deadline:
-            raise LabError('libvirtd does not answer: '
+        if patience.over():
+            raise LabError(f'libvirtd does not answer: {patience}: '
                            + Path('/run/libvirtd.log').read_text()[-800:])
         time.sleep(0.1)
 
@@ -247,7 +248,7 @@ class Host:
             str(self.logs / f'libvirt-{name}.log'))
         self.uri = f'qemu+unix:///system?socket={self.sockets}/libvirt-sock'
         self.init = None
-        deadline = time.monotonic() + 30 * PATIENCE
+        patience = Patience(30, self.child.progress)
         while True:
             try:
                 self.init = self.init or self.first_process()
@@ -255,7 +256,7 @@ class Host:
                 break
             except LabError:
                 self.child.check()
-                if time.monotonic() > deadline:
+                if patience.over():
                     raise
                 time.sleep(0.1)
         # libvirtd, not QEMUs
@@ -263,22 +264,32 @@ class Host:
 
     def first_process(self):
         pid = self.child.process.pid
-        children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
-        if not children:
+        found = children(pid)
+        if not found:
             raise LabError(f'{self.child.name}: has no process')
-        return int(children[0])
+        return found[0]
 
     def run(self, *argv, check=True, text=None):
         """Run something on this host; what it says."""
-        r = subprocess.run(
-            ['nsenter', f'--target={self.init}', '--mount', '--uts', '--net',
-             '--pid', '--', *map(str, argv)], input=text, text=True,
-            capture_output=True, timeout=120 * PATIENCE,
-            env={**os.environ, 'LC_ALL': 'C'})
-        if check and r.returncode:
-            raise LabError(f'host {self.name}: {" ".join(map(str, argv))}: '
-                           f'{(r.stderr or r.stdout).strip()}')
-        return r.stdout
+        what = f'host {self.name}: {" ".join(map(str, argv))}'
+        with subprocess.Popen(
+                ['nsenter', f'--target={self.init}', '--mount', '--uts',
+                 '--net', '--pid', '--', *map(str, argv)], text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, env={**os.environ, 'LC_ALL': 'C'}) as p:
+            patience = Patience(120, lambda: (self.system.progress(),
+                                              cpu_time(p.pid)))
+            while True:
+                try:
+                    out, err = p.communicate(text, patience.interval)
+                    break
+                except subprocess.TimeoutExpired:
+                    if patience.over():
+                        p.kill()
+                        raise LabError(f'{what}: {patience}') from None
+        if check and p.returncode:
+            raise LabError(f'{what}: {(err or out).strip()}')
+        return out
 
     def virsh(self, *argv, **more):
         return self.run('virsh', '-q', *argv, **more)
@@ -331,10 +342,10 @@ class Host:
     def left(self, before):
         """What is here now and was not BEFORE, as text; empty if nothing.
         libvirt closes some of its own files a moment later."""
-        deadline = time.monotonic() + 5 * PATIENCE
+        patience = Patience(5, self.system.progress)
         while True:
             now = self.traces()
-            if now == before or time.monotonic() > deadline:
+            if now == before or patience.over():
                 break
             time.sleep(0.1)
         differences = []

@@ -22,7 +22,6 @@ from typing import NamedTuple
 from . import report
 from .migrate import COPIES, ENDINGS, FAILURES, FAST, Conditions
 
-LIMIT = 14400                   # seconds for all cells
 TCP = 8                         # Mbit/s; TCG in TCG takes no more
 MAIN = ('ours-vhost-precopy-source-killed',
         'ours-vhost-precopy-source-killed-fast')

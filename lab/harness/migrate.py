@@ -164,6 +164,7 @@ def start_qemu(system, host, c, log, extra=()):
     qmp = QMP(system.tmp, host)
     argv = qemu_argv(c, qmp, log, extra)
     child = system.start(f'QEMU on host {host}', host, argv, f'{log}.log')
+    child.outputs.append(f'{log}.console')
     Path(f'{log}.cmd').write_text('\n'.join(argv) + '\n')
     qmp.connect(child)
     qmp.execute('migrate-set-capabilities', capabilities=[
@@ -194,7 +195,7 @@ def booted(c, log, say=lambda line: None):
             qmp = start_qemu(system, 'a', c, log)
             guest = Peer(f'guest (see {log}.console)',
                          system.udp_socket('client'), GUEST_ADDRESS, PORT,
-                         system.check)
+                         system)
             guest.counters('status', 60)
             say(f'the guest has booted in {time.monotonic() - started:.1f} s')
             rate = clock_rate(guest)
@@ -359,7 +360,7 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
                           if mode == 'ours' else ())])
         control = system.udp_socket('client')
         guest = Peer(f'guest (see {log("*")}.console)', control,
-                     GUEST_ADDRESS, PORT, system.check)
+                     GUEST_ADDRESS, PORT, system)
         guest.counters('status', 60)
         last = a
         check_vhost(a, c)
@@ -368,7 +369,7 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
 
         system.start('client', 'client', [str(made / 'stream'), str(PORT)],
                      log('client') + '.log')
-        client = Peer('client', control, CLIENT_ADDRESS, PORT, system.check)
+        client = Peer('client', control, CLIENT_ADDRESS, PORT, system)
         client.counters('status')
         if c.tls:
             sniffer = tls.Sniffer(system, 'a', 'mig0', 7001, log('tls'))

@@ -10,8 +10,9 @@ import socket
 import struct
 import time
 
-from . import LabError, PATIENCE
+from . import LabError
 from .count import Record
+from .patience import Patience
 
 AGAIN = 0.2                     # seconds until a question is asked again
 RECORD = struct.Struct('<QQI')  # struct record in guest/stream.c
@@ -20,15 +21,15 @@ RECORD = struct.Struct('<QQI')  # struct record in guest/stream.c
 class Peer:
     ids = itertools.count(1)    # both peers answer to one socket
 
-    def __init__(self, name, sock, address, port, check):
-        """CHECK() raises when waiting has become pointless."""
+    def __init__(self, name, sock, address, port, system):
+        """@system: in which it runs"""
         self.name, self.socket = name, sock
-        self.address, self.check = (address, port), check
+        self.address, self.system = (address, port), system
 
     def ask(self, command, seconds=10):
         ident = str(next(self.ids)).encode()
-        deadline = time.monotonic() + seconds * PATIENCE
-        while time.monotonic() < deadline:
+        patience = Patience(seconds, self.system.progress)
+        while not patience.over():
             try:
                 self.socket.sendto(ident + b' ' + command.encode(),
                                    self.address)
@@ -45,9 +46,9 @@ class Peer:
                 pass
             except ConnectionRefusedError:      # not listening yet
                 pass
-            self.check()
-        raise LabError(f'{self.name}: no answer to "{command}" within '
-                       f'{seconds} s')
+            self.system.check()
+        raise LabError(f'{self.name}: no answer to "{command}": '
+                       f'{patience}')
 
     def counters(self, command, seconds=10):
         """Ask for something that is answered with all counters."""

@@ -85,11 +85,11 @@ def run(rounds=ROUNDS, conditions=CONDITIONS, logs=None,
         source = start(0, 'a', f'file:{state}')
         check_vhost(source, c)
         control = system.udp_socket('client')
-        guest = Peer('guest', control, GUEST_ADDRESS, PORT, system.check)
+        guest = Peer('guest', control, GUEST_ADDRESS, PORT, system)
         guest.counters('status', 60)
         system.start('client', 'client', [str(made / 'stream'), str(PORT)],
                      str(logs / 'pingpong-client.log'))
-        client = Peer('client', control, CLIENT_ADDRESS, PORT, system.check)
+        client = Peer('client', control, CLIENT_ADDRESS, PORT, system)
         number = random.randrange(1, 1 << 31)
         guest.ask(f'set {number} {CLIENT_ADDRESS} {PORT} '
                   f'{c.answers} {c.size} {c.dirty}')

@@ -11,9 +11,9 @@ of the whole run; so it does not matter when we get around to reading it.
 import json
 import os
 import socket
-import time
 
-from . import LabError, PATIENCE
+from . import LabError
+from .patience import Patience
 from .system import accept, monotonic_minus_realtime
 
 
@@ -37,17 +37,24 @@ class QMP:
         os.unlink(self.path)            # for the next QEMU of this name
         self.lines = b''
         self.clock = monotonic_minus_realtime()
-        self.read(time.monotonic() + 20 * PATIENCE)         # the greeting
+        self.read(self.patience(20), 'greeting')
         self.execute('qmp_capabilities')
 
-    def read(self, deadline):
-        """The next message; events are also put on the list."""
+    def patience(self, seconds):
+        return Patience(seconds, self.child.progress)
+
+    def read(self, patience, what):
+        """The next message; events are also put on the list.  WHAT is awaited,
+        if that has to be said."""
         while b'\n' not in self.lines:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            self.socket.settimeout(left)
-            data = self.socket.recv(65536)
+            if patience.over():
+                raise LabError(f'{self.child.name}: no {what}: {patience} '
+                               f'(see {self.child.log})')
+            self.socket.settimeout(patience.interval)
+            try:
+                data = self.socket.recv(65536)
+            except socket.timeout:
+                continue
             if not data:
                 self.child.wait(5)
                 self.child.check()
@@ -68,18 +75,14 @@ class QMP:
             message['arguments'] = {k.replace('_', '-'): v
                                     for k, v in arguments.items()}
         self.socket.sendall(json.dumps(message).encode())
-        deadline = time.monotonic() + 20 * PATIENCE
-        try:
-            while True:
-                reply = self.read(deadline)
-                if 'error' in reply:
-                    raise LabError(f'{self.child.name}: {command}: '
-                                   f'{reply["error"]["desc"]}')
-                if 'return' in reply:
-                    return reply['return']
-        except TimeoutError:
-            raise LabError(f'{self.child.name}: {command}: no answer '
-                           f'(see {self.child.log})') from None
+        patience = self.patience(20)
+        while True:
+            reply = self.read(patience, f'answer to {command}')
+            if 'error' in reply:
+                raise LabError(f'{self.child.name}: {command}: '
+                               f'{reply["error"]["desc"]}')
+            if 'return' in reply:
+                return reply['return']
 
     def wait(self, name, seconds, **data):
         """The first event with this name, past or to come.  DATA: its fields
@@ -90,17 +93,12 @@ class QMP:
                 got.get(k) in (v if isinstance(v, tuple) else (v,))
                 for k, v in data.items())
 
-        deadline = time.monotonic() + seconds * PATIENCE
+        patience = self.patience(seconds)
         looked = 0
         while True:
             for event in self.events[looked:]:
                 looked += 1
                 if fits(event):
                     return event
-            try:
-                self.read(deadline)
-            except TimeoutError:
-                raise LabError(
-                    f'{self.child.name}: no event {name} {data or ""} within '
-                    f'{seconds} s; came: '
-                    f'{[e["event"] for e in self.events]}') from None
+            self.read(patience, f'event {name} {data or ""} (came: '
+                      f'{", ".join(e["event"] for e in self.events)})')

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Checks of the lab's own parts: a lab that miscounts proves nothing.
 
-Unprivileged: the counting, with made-up records; and how a transcript is read.  Privileged: what stream
-accepts, with packets made here; and that nothing stays behind a killed harness.
+Unprivileged: the counting, with made-up records; the time limits; and how a
+transcript is read.  Privileged: what stream accepts, with packets made here; and
+that nothing stays behind a killed harness.
 """
 import os
 import select
@@ -10,11 +11,13 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import zlib
 from pathlib import Path
 
 from . import count, products, transcript
 from .count import Record
+from .patience import Patience, children, cpu_time
 from .peer import Peer
 from .system import CLIENT_ADDRESS, NETNS, System, remove_stale
 
@@ -162,7 +165,7 @@ def test_stream_sorts_packets():
                      [str(products.build().resolve() / 'stream'), '7000'],
                      os.devnull)
         sock = system.udp_socket('client')
-        peer = Peer('stream', sock, CLIENT_ADDRESS, 7000, system.check)
+        peer = Peer('stream', sock, CLIENT_ADDRESS, 7000, system)
         peer.ask(f'set 77 {CLIENT_ADDRESS} 9 0 200 0')
         flipped = bytearray(packet(77, 3))
         flipped[100] ^= 1
@@ -190,19 +193,58 @@ def test_killed_harness_leaves_nothing():
     assert list(NETNS.glob(prefix + '-*')), 'no namespaces'
     harness.kill()
     harness.communicate()
-    wait_gone(child)
+    wait_gone(int(pid), child)
     remove_stale()
     equal(list(NETNS.glob(prefix + '-*')), [])
 
 
-def wait_gone(pidfd):
+def wait_gone(pid, pidfd):
     """Wait until a process that is not our child has ended."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    assert poll.poll(10_000), 'the child of a killed harness lives on'
+    patience = Patience(10, lambda: cpu_time(pid))
+    while not poll.poll(patience.interval * 1000):
+        assert not patience.over(), 'the child of a killed harness lives on'
     os.close(pidfd)
 
 
+def test_patience_is_with_what_gets_on():
+    """A limit of 0.4 s: nothing; something every 0.1 s; that, beyond 5 limits"""
+    begin, now = time.monotonic(), time.monotonic
+    for progress, bound, least in ((lambda: 0, None, 0.4),
+                                   (lambda: now() // 0.1, 5, 2)):
+        begin = now()
+        patience = Patience(0.4, progress, bound)
+        patience.interval = 0.1
+        while not patience.over():
+            time.sleep(0.01)            # looks in between, as a wait has them
+        assert now() - begin >= least, (now() - begin, str(patience))
+        equal(patience.idle >= 0.4, bound is None)
+
+
+def test_patience_sees_cpu_time():
+    """A shell's child runs, then all of them sleep."""
+    shell = subprocess.Popen(
+        ['sh', '-c', 'sh -c "while :; do :; done" & read x; kill $!; wait; read x'],
+        stdin=subprocess.PIPE)
+    try:
+        a = cpu_time(shell.pid)
+        while cpu_time(shell.pid) == a:
+            time.sleep(0.01)
+        equal(len(children(shell.pid)), 1)
+        shell.stdin.write(b'x\n')
+        shell.stdin.flush()
+        while children(shell.pid):
+            time.sleep(0.01)
+        a = cpu_time(shell.pid)
+        time.sleep(0.1)                 # the time over which is measured
+        equal(cpu_time(shell.pid), a)
+    finally:
+        shell.kill()
+        shell.communicate()
+
+
 UNPRIVILEGED = [f for n, f in sorted(globals().items())
-                if n.startswith(('test_count_', 'test_transcript_'))]
+                if n.startswith(('test_count_', 'test_patience_',
+                                 'test_transcript_'))]
 PRIVILEGED = [test_stream_sorts_packets, test_killed_harness_leaves_nothing]

@@ -26,7 +26,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import LabError, PATIENCE
+from . import LabError
+from .patience import Patience, cpu_time, sizes
 
 PREFIX = 'qemulab'
 NETNS = Path('/run/netns')
@@ -113,6 +114,7 @@ class Child:
     def __init__(self, name, argv, log, cwd=None, fds=()):
         """@fds: of ours, that it inherits"""
         self.name, self.log = name, log
+        self.outputs = [log]        # files; that they grow is progress
 
         def die_with_parent():
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -131,16 +133,23 @@ class Child:
             raise LabError(f'{self.name} ended with status {code}: '
                            f'{text[-800:] or "no message"} (see {self.log})')
 
+    def progress(self):
+        return cpu_time(self.process.pid), sizes(self.outputs)
+
     def wait(self, seconds):
-        self.process.wait(seconds * PATIENCE)
+        """Until it has ended."""
+        patience = Patience(seconds, self.progress)
+        while True:
+            try:
+                return self.process.wait(patience.interval)
+            except subprocess.TimeoutExpired:
+                if patience.over():
+                    raise LabError(f'{self.name} does not end: {patience} '
+                                   f'(see {self.log})') from None
 
     def result(self, seconds):
         """What it has said when it has ended by itself."""
-        try:
-            self.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise LabError(f'{self.name} has not ended after {seconds:.0f} s '
-                           f'(see {self.log})') from None
+        self.wait(seconds)
         if self.process.returncode:
             self.check()
         return Path(self.log).read_text()
@@ -309,18 +318,24 @@ class System:
         for child in self.children:
             child.check()
 
+    def progress(self):
+        """Of all that runs here; see patience.py."""
+        return (cpu_time(*(c.process.pid for c in self.children)),
+                sizes(path for c in self.children for path in c.outputs))
+
 
 def accept(listener, child, seconds):
     """The connection that CHILD makes to LISTENER, or why it does not."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     poll.register(child.pidfd, select.POLLIN)
-    ready = dict(poll.poll(seconds * PATIENCE * 1000))
-    if listener.fileno() in ready:
-        return listener.accept()[0]
-    child.check()
-    raise LabError(f'{child.name}: no connection after {seconds} s '
-                   f'(see {child.log})')
+    patience = Patience(seconds, child.progress)
+    while listener.fileno() not in dict(poll.poll(patience.interval * 1000)):
+        child.check()
+        if patience.over():
+            raise LabError(f'{child.name} does not connect: {patience} '
+                           f'(see {child.log})')
+    return listener.accept()[0]
 
 
 def monotonic_minus_realtime():

@@ -6,11 +6,11 @@ An authority of our own signs one certificate for host a, which listens, and one
 for host b, which connects; each QEMU verifies the other.
 """
 import re
-import subprocess
 import time
 from pathlib import Path
 
-from . import LabError, PATIENCE, products
+from . import LabError, products
+from .patience import Patience
 from .system import LINK_ADDRESS
 
 STREAM = b'LABD'                # begins each packet of guest/stream.c
@@ -73,20 +73,18 @@ class Sniffer:
             f'{log}.log')
         self.system = system
         # It says so when it has begun to listen
-        deadline = time.monotonic() + 10 * PATIENCE
+        patience = Patience(10, self.child.progress)
         while b'listening on' not in Path(f'{log}.log').read_bytes():
             self.child.check()
-            if time.monotonic() > deadline:
-                raise LabError(f'tcpdump does not begin (see {log}.log)')
+            if patience.over():
+                raise LabError(f'tcpdump does not begin: {patience} (see '
+                               f'{log}.log)')
             time.sleep(0.01)
 
     def check(self):
         """Raise if nothing was carried, or packets of the stream in clear."""
         self.system.disown(self.child)
-        try:
-            said = self.child.terminate(10)
-        except subprocess.TimeoutExpired:
-            raise LabError('tcpdump does not end') from None
+        said = self.child.terminate(10)
         data = self.path.read_bytes()
         missed = re.search(r'(\d+) packets? dropped by kernel', said)
         if not missed or int(missed[1]):

@@ -50,7 +50,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import LabError, PATIENCE
+from . import LabError
+from .patience import Patience, children, cpu_time
 from .products import ROOT
 
 TREE = ROOT / '.qemu' / 'src'
@@ -59,7 +60,7 @@ PAGES = 'docs/system/*.rst'
 SETUPS = ROOT / 'lab' / 'transcripts'
 
 USER = 65534                    # nobody: has no files, and is in no group
-LIMIT = 30                      # seconds for one line that is typed
+LIMIT = 30                      # seconds without progress, for one line
 REPEAT = 10                     # seconds until an `info` is as it should be
 DONE = b'\x1e'                  # said by a shell that is ready
 PROMPT = b'(qemu) '             # said by a monitor that is
@@ -198,6 +199,11 @@ def screen(data):
     return lines
 
 
+def busy():
+    """CPU time of all that has been typed"""
+    return cpu_time(*children(os.getpid()))
+
+
 class Terminal:
     """A shell, and what runs in its foreground, with pipes to both."""
 
@@ -224,13 +230,14 @@ class Terminal:
         self.process.stdin.write(command.encode() + b'\n')
         self.process.stdin.flush()
         data = b''
-        deadline = time.monotonic() + LIMIT * PATIENCE
+        patience = Patience(LIMIT, lambda: (len(data), busy()))
         while not data.endswith((DONE, PROMPT)):
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self.process.stdout], [], [],
-                                              left)[0]:
-                raise LabError(f'{self.name}: no end of "{command}" after '
-                               f'{LIMIT} s; so far: {data!r}')
+            if not select.select([self.process.stdout], [], [],
+                                 patience.interval)[0]:
+                if patience.over():
+                    raise LabError(f'{self.name}: no end of "{command}": '
+                                   f'{patience}; so far: {data!r}')
+                continue
             more = os.read(self.process.stdout.fileno(), 65536)
             if not more:
                 raise LabError(f'{self.name}: the shell has ended; said: '
@@ -317,8 +324,9 @@ def perform(steps, directory, write):
         output = terminal.type(command)
         asks = (command.startswith('info ') if terminal.monitor else
                 ASKS in command)
-        again = time.monotonic() + REPEAT * PATIENCE
-        while asks and time.monotonic() < again and (
+        # What is to be written is what stays
+        patience = Patience(REPEAT, lambda: output if write else busy())
+        while asks and not patience.over() and (
                 write or not same(output, step.output)):
             time.sleep(0.1)
             output = terminal.type(command)

@@ -13,9 +13,10 @@ files at each start (about a second), so that it is never out of date:
                     names them
 
 The VM has no network.  Its console and the command's stdout are serial ports
-that come in over sockets; a raw disk brings a tar file out.  The command has a
-time limit inside, so that its files come out even then; the VM has a longer
-one.  The console is kept in LAB_DIR/vm/console.
+that come in over sockets; a raw disk brings a tar file out.  A command that says
+nothing for too long, on neither of them, is told to end by a line to the second
+port, so that its files come out even then.  The console is kept in
+LAB_DIR/vm/console.
 
 Under TCG on a busy machine a kernel can misjudge the frequency of its TSC, and
 then all times measured in it would be wrong; but its other clocks are much too
@@ -34,17 +35,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import LabError, PATIENCE, migrate, products
+from . import LabError, migrate, products
+from .patience import Patience
 from .products import ROOT
 from .system import (Child, PREFIX, accept, remove_stale, start_time,
                      why_not)
 
 ACCEL = 'tcg,thread=multi'
 MEMORY = 2048                   # MiB; two guests, QEMU and the files
-LIMIT = 1800                    # seconds for the command
-BOOT = 180                      # seconds for everything else
+LIMIT = 1800                    # seconds in which the command says nothing
+END = 180                       # the same, when it is to end
 DISK = 256 << 20                # a sparse file, holds what comes out
-SLOWER = 4                      # LAB_PATIENCE inside: TCG in TCG
 
 MODULES = ('virtio_pci', 'virtio_blk', 'tun', 'vhost_net', 'veth', 'bridge',
            '8021q', 'sch_tbf')
@@ -143,7 +144,7 @@ def guests(command):
     return [migrate.Conditions(cards=n + 1) for n in range(1 + two)]
 
 
-def image(command, limit, extra, made):
+def image(command, extra, made):
     """The initramfs that runs COMMAND.  @extra: more files of the repository;
     @made: the directory with the lab's products"""
     i = Image()
@@ -194,13 +195,12 @@ def image(command, limit, extra, made):
     environment = {k: v for k, v in os.environ.items()
                    if k in ('LAB_QEMU_ARGS', 'LAB_ACCEL')}
     environment.update(
-        LAB_IN_VM='1', LAB_PATIENCE=str(SLOWER * PATIENCE),
+        LAB_IN_VM='1',
         QTEST_QEMU_BINARY='/repo/.qemu/build/qemu-system-x86_64',
         QTEST_QEMU_IMG='/repo/.qemu/build/qemu-img')
     text = ''.join(f'export {k}={shlex.quote(v)}\n'
                    for k, v in environment.items())
-    i.add('environment', stat.S_IFREG | 0o644,
-          f'{text}LIMIT={limit}\n'.encode())
+    i.add('environment', stat.S_IFREG | 0o644, text.encode())
     i.add('command', stat.S_IFREG | 0o644, shlex.join(command).encode())
     return i.archive()
 
@@ -223,21 +223,28 @@ class Port:
         self.listener.close()
 
 
-def relay(console, stdout, child, log, deadline):
-    """Pass on what the VM says until it ends.  Returns how fast its clock ran,
-    about 1; 0 if it did not say."""
-    text, clock = b'', []
+def relay(console, stdout, child, log, limit, say):
+    """Pass on what the VM says until it ends; it is told to when it has said
+    nothing for LIMIT seconds.  Returns how fast its clock ran, about 1; 0 if it
+    did not say."""
+    text, clock, said = b'', [], 0
+    # Its CPU time says nothing: whatever runs in it, its timer does, too
+    patience, told = Patience(limit, lambda: said, None), False
     poll = select.poll()
     ports = {p.socket.fileno(): p for p in (console, stdout)}
     for fd in ports:
         poll.register(fd, select.POLLIN)
     while ports:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise LabError(f'the VM did not end in time; its console is in '
-                           f'{log.name}')
-        for fd, _ in poll.poll(left * 1000):
+        if patience.over() and told:
+            raise LabError(f'the VM does not end: {patience}; its console is '
+                           f'in {log.name}')
+        if patience.over():
+            say(f'the command is ended: {patience} (--limit)')
+            stdout.socket.sendall(b'\n')
+            patience, told = Patience(END, lambda: said, None), True
+        for fd, _ in poll.poll(patience.interval * 1000):
             data = os.read(fd, 65536)
+            said += len(data)
             if not data:
                 poll.unregister(fd)
                 del ports[fd]
@@ -284,7 +291,8 @@ def bring_out(disk, log):
 
 def run(command, limit=LIMIT, accel=ACCEL, memory=MEMORY, extra=(),
         say=lambda line: None):
-    """Run COMMAND (a list) in a new VM, at most LIMIT seconds of it."""
+    """Run COMMAND (a list) in a new VM, until it ends or has said nothing for
+    LIMIT seconds."""
     made = products.build(say).resolve()
     logs = made / 'vm'
     logs.mkdir(exist_ok=True)
@@ -293,13 +301,12 @@ def run(command, limit=LIMIT, accel=ACCEL, memory=MEMORY, extra=(),
             migrate.booted(c, logs / 'boot', say)
     remove_stale()
     me = os.getpid()
-    limit = int(limit * PATIENCE)
     directory = tempfile.mkdtemp(prefix=f'{PREFIX}-{me}-{start_time(me)}-')
     child = None
     try:
         initramfs, disk = (os.path.join(directory, name)
                            for name in ('initramfs', 'disk'))
-        Path(initramfs).write_bytes(image(command, limit, extra, made))
+        Path(initramfs).write_bytes(image(command, extra, made))
         with open(disk, 'wb') as f:
             f.truncate(DISK)
         console, stdout = Port('console', directory), Port('stdout', directory)
@@ -317,11 +324,8 @@ def run(command, limit=LIMIT, accel=ACCEL, memory=MEMORY, extra=(),
         console.connect(child)
         stdout.connect(child)
         with open(logs / 'console', 'wb') as log:
-            rate = relay(console, stdout, child, log,
-                         time.monotonic() + limit + BOOT * PATIENCE)
+            rate = relay(console, stdout, child, log, limit, say)
         status = bring_out(disk, logs / 'console')
-        if status == 143 or status == 137:
-            say(f'the command was ended after {limit} s (--limit)')
         if rate and not 0.9 < rate < 1.1:
             raise LabError(f"the VM's clock ran {rate:.2f} times as fast as it "
                            f'should: no time measured in it is valid, try '
