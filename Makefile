@@ -14,8 +14,8 @@ QEMU_DIR ?= .qemu
 PREFIX ?= /opt/qemu-redirect
 export QEMU_DIR
 
-.PHONY: help deps src build check demo export verify verify-each series clean \
-	check-all bench install
+.PHONY: help deps src build check demo demo-vhost export verify verify-each \
+	series clean check-all bench install
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | \
@@ -45,6 +45,9 @@ install: src ## compile for PREFIX (/opt/qemu-redirect), and install there
 
 demo: build ## the main job on real input; ends with a table and a picture
 	@lab/demo
+
+demo-vhost: build ## the same with a real vhost-net, if need be in a VM (slow)
+	@lab/demo --vhost
 
 bench: build ## speed of the data path against others, as tables (slow)
 	@dev/build stock

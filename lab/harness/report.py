@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Results for people: what was promised, a table, the timeline picture."""
+import os
 import subprocess
 from pathlib import Path
 
@@ -75,6 +76,22 @@ def table(results):
     rule = '-' * max(map(len, lines))
     body = '\n'.join([*lines[:2], rule, *lines[2:]])
     return f'{body}\n\nConditions: {r["conditions_text"]}.'
+
+
+def conclusion(results, c, pictures):
+    """The last lines of the demo: what was found, and what to do next."""
+    lost = {mode: 'lost {lost} of {sent}'.format(**results[mode]['to_guest'])
+            for mode in NAMES}
+    lines = [
+        ('Packets to the guest', f'stock QEMU {lost["stock"]}, '
+                                 f'with filter-redirector {lost["ours"]}'),
+        ('Conditions', f'{c.rate} packets/s, txqueuelen {c.txqueuelen}, '
+                       f'vhost={"on" if c.vhost else "off"}'),
+        ('Picture', ', '.join(map(os.path.relpath, pictures))),
+        ('Next', 'README.md, "Use it"; make check, which tests everything' +
+                 ('' if c.vhost else '; make demo-vhost, this with a real '
+                  'vhost-net (in a VM: slow)'))]
+    return '\n'.join(f'{name + ":":22}{text}' for name, text in lines)
 
 
 # -- picture -----------------------------------------------------------------
