@@ -9,6 +9,7 @@
 #                git clone at the tag
 #   PREFIX       where `make install` puts QEMU
 #   CONFIGURE    more options of QEMU's configure, for `make install`
+#   DEBUG_INFO   1: compile with debug information
 
 QEMU_DIR ?= .qemu
 PREFIX ?= /opt/qemu-redirect
