@@ -14,7 +14,9 @@ from . import LabError
 from .count import Record
 from .patience import Patience
 
-AGAIN = 0.2                     # seconds until a question is asked again
+# Seconds until a question is asked again; twice as long each time, as a slow
+# guest answers all of them, and the next question waits behind these answers
+AGAIN, AGAIN_AT_MOST = 0.2, 5
 RECORD = struct.Struct('<QQI')  # struct record in guest/stream.c
 
 
@@ -29,11 +31,12 @@ class Peer:
     def ask(self, command, seconds=10):
         ident = str(next(self.ids)).encode()
         patience = Patience(seconds, self.system.progress)
+        pause = AGAIN
         while not patience.over():
             try:
                 self.socket.sendto(ident + b' ' + command.encode(),
                                    self.address)
-                again = time.monotonic() + AGAIN
+                again = time.monotonic() + pause
                 while (left := again - time.monotonic()) > 0:
                     self.socket.settimeout(left)
                     got, answer = self.socket.recv(65536).split(b' ', 1)
@@ -43,7 +46,7 @@ class Peer:
                                            f'"{command}"')
                         return answer
             except socket.timeout:
-                pass
+                pause = min(2 * pause, AGAIN_AT_MOST)
             except ConnectionRefusedError:      # not listening yet
                 pass
             self.system.check()
