@@ -111,7 +111,8 @@ def scratch_index(copy=False):
     index = TREE / '.git' / f'qtree-index-{os.getpid()}'
     try:
         if copy:
-            shutil.copyfile(TREE / '.git' / 'index', index)
+            # with its time, by which git knows what it must look at again
+            shutil.copy2(TREE / '.git' / 'index', index)
         yield index
     finally:
         index.unlink(missing_ok=True)
@@ -332,6 +333,8 @@ def apply():
         if not FORCE:
             raise Failed(f'a rebase is going on in {SHOWN}: `make rebase` goes '
                          'on with it, make src FORCE=1 gives it up')
+        git('reset', '-q', '--hard', start())
+        git('update-ref', APPLIED, start() + '^{tree}')
         git('update-ref', '-d', REBASED)
     repo = Repository()
     new = repo.commits()
