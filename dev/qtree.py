@@ -395,8 +395,7 @@ def compare():
         else:
             want = git('cat-file', 'blob', blob), bits
             name = path
-        file = REPO / name
-        if not file.exists() or (file.read_bytes(), mode(file)) != want:
+        if differs(name, want):
             write[name] = want
     for path in repo.files.keys() - w.keys() - newer:
         delete.add(path + '.patch' if repo.is_hook(path) else path)
@@ -424,6 +423,12 @@ def compat_patch(files, write, delete):
         write[name] = message + b'---\n' + diff, '100644'
     elif diff != now:
         delete.add(name)
+
+
+def differs(name, want):
+    """Is the file here another than WANT, (bytes, mode)?"""
+    file = REPO / name
+    return not file.exists() or (file.read_bytes(), mode(file)) != want
 
 
 def write_out(write, delete):
@@ -504,6 +509,25 @@ def squash():
         'commit-tree', repo.tree(), '-p', start(), '-m', 'the series'))
 
 
+def unmerged():
+    return {*names('diff', '-z', '--name-only', '--diff-filter=U')}
+
+
+def take_hooks_that_apply(paths):
+    """A change in the next line is a conflict for a merge, not for a patch."""
+    repo = Repository()
+    for path in paths & {p for p in repo.files if repo.is_hook(p)}:
+        with scratch_index() as index:
+            git('read-tree', start(), index=index)
+            try:
+                repo.stage([path], index)
+            except Failed:
+                continue
+            entry = git('ls-files', '-s', '-z', '--', path, index=index)
+        git('update-index', '-z', '--index-info', stdin=entry)
+        git('checkout-index', '-f', '--', path)
+
+
 def rebase(tree):
     """Begin, or go on: what is left to do is in the index, as git has it."""
     if not ref(REBASED):
@@ -514,10 +538,11 @@ def rebase(tree):
         try:
             git('-c', 'merge.conflictStyle=diff3', 'cherry-pick', '-n', REBASED)
         except Failed:
-            if not names('ls-files', '-z', '-u'):
+            if not unmerged():
                 git('update-ref', '-d', REBASED)
                 raise
-    left = {*names('diff', '-z', '--name-only', '--diff-filter=U')}
+        take_hooks_that_apply(unmerged())
+    left = unmerged()
     if left:
         raise Failed(f'left to do in {SHOWN} (git status; edit, then git add '
                      f'or git rm):\n{listing(left)}\nThen `make rebase` again')
@@ -557,7 +582,8 @@ def finish_rebase(have, w):
             below = changes(text('write-tree', index=index))
         compat_patch({path: new for path, new in below.items()
                       if path in base and path not in stuck}, write, delete)
-    write_out(write, delete)
+    write_out({name: want for name, want in write.items()
+               if differs(name, want)}, delete)
     git('update-ref', APPLIED, have)
     git('update-ref', '-d', REBASED)
     if stuck:
