@@ -189,17 +189,21 @@ static int packet_helper_receive(int sock)
     char byte;
     struct iovec iov = { .iov_base = &byte, .iov_len = 1 };
     g_autofree int *fds = NULL;
+    Error *err = NULL;
     size_t nfds = 0;
 
     if (!sioc) {
         close(sock);
         return -1;
     }
-    if (qio_channel_set_blocking(QIO_CHANNEL(sioc), false, NULL) &&
+    /* What it returns for success is 0 in QEMU 10.0, and true in 10.2 */
+    qio_channel_set_blocking(QIO_CHANNEL(sioc), false, &err);
+    if (!err &&
         qio_channel_readv_full(QIO_CHANNEL(sioc), &iov, 1, &fds, &nfds, 0,
                                NULL) > 0 && nfds == 1) {
         return fds[0];
     }
+    error_free(err);
     while (nfds) {
         close(fds[--nfds]);
     }
