@@ -39,6 +39,7 @@ check-all: build ## every cell of the migration matrix, and the long runs (hours
 	@lab/matrix --only '(?<!no)-vhost'
 	@lab/pingpong 100
 	@lab/tcp 1000
+	@dev/test-fresh other
 
 install: src ## compile for PREFIX (/opt/qemu-redirect), and install there
 	@PREFIX="$(PREFIX)" CONFIGURE="$(CONFIGURE)" dev/build install
