@@ -52,6 +52,7 @@ check-all: build ## each base, every cell of the migration matrix, the long runs
 	@lab/matrix --only '(?<!no)-vhost'
 	@lab/pingpong 100
 	@lab/tcp 1000
+	@dev/test-fresh other
 
 install: src ## compile for PREFIX (/opt/qemu-redirect), and install there
 	@PREFIX="$(PREFIX)" CONFIGURE="$(CONFIGURE)" dev/build install
