@@ -28,7 +28,7 @@ import random
 import subprocess
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from . import InvalidRun, LabError, count, products, tls
@@ -42,6 +42,7 @@ COPIES = ('precopy', 'postcopy')
 ENDINGS = ('source-kept', 'source-killed', 'cancelled', 'destination-killed')
 FAILURES = ENDINGS[2:]
 BOOTS = 3                   # until its clock is right
+TRIES = 4                   # until a run is valid
 # packets/s, the higher rate: the control loses nothing, and the guest catches up
 FAST = 750 if os.environ.get('LAB_IN_VM') else 4000
 IN_THE_GAP = 50             # packets to the guest while the VM is stopped
@@ -329,6 +330,20 @@ def tap_mean_frame(system, host):
     """Bytes per frame to the guest; above the MTU these are GSO frames."""
     packets = tap_statistic(system, host, 'tx_packets')
     return tap_statistic(system, host, 'tx_bytes') // max(packets, 1)
+
+
+def measured(mode, c, logs=None, say=lambda line: None):
+    """run(), and again when the lab itself has failed to measure: from the
+    third time on with half as many packets, as the machine is too slow or too
+    busy for them all."""
+    for n in range(TRIES):
+        try:
+            return run(mode, c if n < TRIES // 2 else
+                       replace(c, rate=c.rate // 2), logs, say)
+        except InvalidRun as e:
+            if n == TRIES - 1:
+                raise
+            say(f'{mode}: {e}; once more')
 
 
 def run(mode, conditions=None, logs=None, say=lambda line: None):
