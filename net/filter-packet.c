@@ -50,8 +50,6 @@
  *   becomes inactive   stop the timer
  *   interface gone     while active, drop all, and count
  *
- *   VM starts after    once nothing is held, announce the guest's new location
- *   its migration
  *
  * The redirector tells of "active" when the VM starts only after its devices
  * have started.  A frame that was injected before that could be read by QEMU
@@ -63,7 +61,6 @@
 #include "chardev/char-socket.h"
 #include "io/packet-gso.h"
 #include "io/packet-ring.h"
-#include "net/announce.h"
 #include "net/filter-activity.h"
 #include "net/filter-stats.h"
 #include "net/net.h"
@@ -94,20 +91,8 @@ QEMU_BUILD_BUG_ON(QIO_CHANNEL_PACKET_MAX != NET_BUFSIZE);
 #define FILTER_PACKET_DRAIN_POLL_US 200
 #define FILTER_PACKET_DRAIN_US (100 * 1000)
 
-/*
- * When the VM starts after its migration: of 64 KiB from indev, that is 4 MiB,
- * and of as many frames from the netdev as QEMU takes at once
- */
-#define FILTER_PACKET_ARRIVE_READS 64
-
-/* And of what is held, of 512 frames or 256 KiB each */
-#define FILTER_PACKET_ARRIVE_TURNS 64
-
-/* The announcement does not wait longer for what is held to be injected */
-#define FILTER_PACKET_ANNOUNCE_US (1000 * 1000)
-
 #define FILTER_PACKET_HOLD_LIMIT (64 * MiB)
-#define FILTER_PACKET_DRAIN_TIMEOUT 100 /* ms */
+#define FILTER_PACKET_DRAIN_TIMEOUT 1000 /* ms */
 #define FILTER_PACKET_DRAIN_TIMEOUT_MAX 10000
 
 const char *filter_packet_id(FilterPacket *p)
@@ -380,51 +365,10 @@ static int filter_packet_migration(NotifierWithReturn *notifier,
 
 /* Inject */
 
-static bool filter_packet_injects_on_own(FilterPacket *p)
-{
-    return p->out_netdev && !strcmp(p->out_netdev, p->nf->netdev_id);
-}
-
 static void filter_packet_drop_held(FilterPacket *p)
 {
     filter_count_drop(p->nf, &p->dropped_gone, packet_queue_drop(&p->held),
                       "the host interface is gone");
-}
-
-/*
- * Tell the network where the guest is now.  QEMU does so before its VM runs,
- * too early: frames that it brings directly would overtake those that are
- * held; and vhost, when it starts, undoes it.
- */
-static void filter_packet_announce(FilterPacket *p)
-{
-    NetClientState *nc = qemu_find_netdev(p->out_netdev);
-    AnnounceTimer timer = { 0 };
-    strList nic = { 0 };
-    AnnounceParameters params = {
-        .rounds = 1,
-        .has_interfaces = true,
-        .interfaces = &nic,
-    };
-
-    p->announce = false;
-    if (nc && nc->peer) {
-        nic.value = nc->peer->name;
-        trace_filter_packet_announce(filter_packet_id(p), nic.value);
-        qemu_announce_self(&timer, &params);
-    }
-}
-
-/*
- * From now on the network brings what it floods directly, as to the source
- * while that lives: it is not to come twice.
- */
-static void filter_packet_end_arrival(FilterPacket *p)
-{
-    p->arrived = false;
-    if (filter_packet_injects_on_own(p)) {
-        qio_channel_packet_set_skip_group(p->ioc, true);
-    }
 }
 
 /* Whether anything waits for its injection changes: tell */
@@ -465,97 +409,17 @@ static void filter_packet_release(void *opaque)
     if (packet_queue_peek(&p->held, &len)) {
         filter_packet_go_on_in(p, n > 0 ? 0 : QIO_CHANNEL_PACKET_RETRY_US);
     }
-    if (p->announce && g_get_monotonic_time() >= p->announce_until) {
-        filter_packet_announce(p);
-    } else if (p->announce && !packet_queue_peek(&p->held, &len)) {
-        if (p->received == p->received_before) {
-            filter_packet_announce(p);
-        } else {
-            /* Not before a turn of the main loop has brought nothing more */
-            p->received_before = p->received;
-            filter_packet_go_on_in(p, 0);
-        }
-    }
-    if (p->arrived && !p->announce && !packet_queue_peek(&p->held, &len)) {
-        filter_packet_end_arrival(p);
-    }
     if (p->not_read && filter_packet_can_read(p)) {
         qemu_chr_fe_accept_input(p->chr_in);
-    }
-}
-
-/* As many turns as it takes at once: the VM starts */
-static void filter_packet_release_all(FilterPacket *p)
-{
-    size_t before;
-    int turns = 0;
-
-    do {
-        before = p->held.bytes;
-        filter_packet_release(p);
-    } while (p->held.bytes && p->held.bytes < before &&
-             ++turns < FILTER_PACKET_ARRIVE_TURNS);
-}
-
-/*
- * The VM starts after its migration.  While QEMU loaded its last state it did
- * not read indev.  Catch up with that, for the source is about to be told that
- * the migration is complete, and may be gone a moment later: by then, frames
- * should come here.
- */
-static void filter_packet_arrive(FilterPacket *p)
-{
-    Chardev *chr = p->has_indev ? qemu_chr_fe_get_driver(p->chr_in) : NULL;
-
-    p->incoming = false;
-    p->received_before = UINT64_MAX;
-    filter_packet_release_all(p);
-    for (int i = 0; chr && i < FILTER_PACKET_ARRIVE_READS &&
-                    filter_packet_can_read(p); i++) {
-        uint64_t received = p->received;
-
-        qemu_chr_socket_read_now(chr);
-        if (p->received == received) {
-            p->received_before = received;
-            break;
-        }
-        filter_packet_release_all(p);
-    }
-    p->arrived = chr;
-    p->announce = true;
-    p->announce_until = g_get_monotonic_time() + FILTER_PACKET_ANNOUNCE_US;
-}
-
-/* The VM starts, but its devices do not yet */
-static void filter_packet_vm_change_state(void *opaque, bool running,
-                                          RunState state)
-{
-    FilterPacket *p = opaque;
-    NetClientState *netdev = p->nf->netdev;
-    uint64_t flooded;
-
-    if (!running || !p->incoming || !netdev->info->read_now) {
-        return;
-    }
-    for (int i = 0; i < FILTER_PACKET_ARRIVE_READS; i++) {
-        flooded = p->flooded;
-        netdev->info->read_now(netdev);
-        if (p->flooded == flooded) {
-            break;
-        }
     }
 }
 
 static void filter_packet_inject_set_active(FilterPacket *p)
 {
     if (p->active) {
-        if (p->incoming) {
-            filter_packet_arrive(p);
-        }
         filter_packet_release(p);
     } else {
         timer_del(p->timer);
-        p->announce = false;
     }
 }
 
@@ -583,8 +447,8 @@ static bool filter_packet_parse(FilterPacket *p, unsigned flags,
     return true;
 }
 
-void filter_packet_keep(FilterPacket *p, unsigned flags,
-                        const struct iovec *iov, int iovcnt)
+static void filter_packet_keep(FilterPacket *p, unsigned flags,
+                               const struct iovec *iov, int iovcnt)
 {
     struct virtio_net_hdr hdr;
     size_t hdr_len;
@@ -594,50 +458,19 @@ void filter_packet_keep(FilterPacket *p, unsigned flags,
     }
 }
 
-/* QEMU announces the guest's new location, which is too early */
-static bool filter_packet_is_early_announcement(FilterPacket *p,
-                                                unsigned flags)
-{
-    return (p->announce || runstate_check(RUN_STATE_INMIGRATE)) &&
-           filter_packet_injects_on_own(p) &&
-           (flags & QEMU_NET_PACKET_FLAG_RAW);
-}
-
-/*
- * While the VM waits for its migration, broadcast and multicast frames reach
- * both hosts.  The guest has them, or gets them, from the source: it is not to
- * get them twice.
- */
-static bool filter_packet_is_flooded(FilterPacket *p, NetClientState *sender,
-                                     unsigned flags, const struct iovec *iov,
-                                     int iovcnt)
-{
-    size_t hdr_len = flags & QEMU_NET_PACKET_FLAG_RAW ?
-                     0 : p->nf->netdev->vnet_hdr_len;
-    uint8_t first;
-
-    return p->incoming && p->has_indev && sender == p->nf->netdev &&
-           filter_packet_injects_on_own(p) &&
-           iov_to_buf(iov, iovcnt, hdr_len, &first, 1) && (first & 1) &&
-           qemu_chr_fe_backend_connected(p->chr_in);
-}
-
 ssize_t filter_packet_receive_iov(FilterPacket *p, NetClientState *sender,
                                   unsigned flags, const struct iovec *iov,
                                   int iovcnt)
 {
     size_t size = iov_size(iov, iovcnt);
 
-    if (p->switchover) {
-        return filter_switchover_receive_iov(&p->sw, sender, flags, iov,
-                                             iovcnt);
+    if (p->source) {
+        return switchover_receive_iov(switchover_source_get(p->source), sender,
+                                      flags, iov, iovcnt);
     }
-    if (filter_packet_is_early_announcement(p, flags)) {
-        return size;
-    }
-    if (filter_packet_is_flooded(p, sender, flags, iov, iovcnt)) {
-        p->flooded++;
-        return size;
+    if (p->arrival) {
+        return switchover_receive_iov(switchover_arrival_get(p->arrival),
+                                      sender, flags, iov, iovcnt);
     }
     if (!p->active || !p->out_netdev || p->has_indev) {
         return 0;
@@ -698,7 +531,6 @@ int filter_packet_receive_bytes(FilterPacket *p, const uint8_t *buf,
     uint32_t too_long;
     size_t n;
 
-    p->received += len;
     too_long = packet_queue_complete(&p->held, &buf, &len);
     if (p->active && !timer_pending(p->timer)) {
         filter_packet_release(p);
@@ -728,70 +560,6 @@ int filter_packet_receive_bytes(FilterPacket *p, const uint8_t *buf,
 void filter_packet_indev_closed(FilterPacket *p)
 {
     packet_queue_truncate(&p->held);
-    if (p->out_netdev) {
-        qio_channel_packet_set_skip_group(p->ioc, false);
-    }
-}
-
-
-/* Switchover */
-
-void filter_packet_take(FilterPacket *p, unsigned flags,
-                        const struct iovec *iov, int iovcnt)
-{
-    QIOChannelPacketFrame frame = {
-        .data = filter_packet_bufs(p) + QIO_CHANNEL_PACKET_MAX
-    };
-    size_t hdr_len;
-
-    if (!filter_packet_parse(p, flags, iov, iovcnt, &frame.vnet_hdr,
-                             &hdr_len)) {
-        return;
-    }
-    if (p->ioc) {
-        packet_queue_put(&p->held, &frame.vnet_hdr, sizeof(frame.vnet_hdr),
-                         iov, iovcnt, hdr_len);
-    }
-    frame.len = iov_to_buf(iov, iovcnt, hdr_len, frame.data,
-                           QIO_CHANNEL_PACKET_MAX);
-    filter_packet_to_outdev(p, &frame);
-    filter_writer_flush_soon(p->writer);
-}
-
-static void filter_packet_resend_one(void *opaque, uint8_t *message, size_t len)
-{
-    /* As filter_packet_keep() has put it; its copy has to stay as it is */
-    const size_t head = 2 * sizeof(uint32_t);
-    FilterPacket *p = opaque;
-    QIOChannelPacketFrame frame = {
-        .data = filter_packet_bufs(p) + QIO_CHANNEL_PACKET_MAX
-    };
-
-    memcpy(&frame.vnet_hdr, message + head, sizeof(frame.vnet_hdr));
-    frame.len = len - head - sizeof(frame.vnet_hdr);
-    memcpy(frame.data, message + head + sizeof(frame.vnet_hdr), frame.len);
-    filter_packet_to_outdev(p, &frame);
-}
-
-void filter_packet_resend(FilterPacket *p)
-{
-    packet_queue_foreach(&p->held, filter_packet_resend_one, p);
-    filter_writer_flush_soon(p->writer);
-}
-
-void filter_packet_give_back(FilterPacket *p)
-{
-    if (p->ioc) {
-        filter_packet_release_all(p);
-    }
-}
-
-void filter_packet_give_back_later(FilterPacket *p)
-{
-    if (p->ioc) {
-        timer_del(p->timer);
-        qio_channel_packet_forget(p->ioc);
-    }
 }
 
 
@@ -826,13 +594,16 @@ void filter_packet_receive_message(FilterPacket *p, SocketReadState *rs,
 
 void filter_packet_set_active(FilterPacket *p, bool active)
 {
-    if (!(p->ioc || p->switchover) || p->active == active) {
+    if (p->source) {
+        switchover_source_set_enabled(p->source, p->nf->on);
+    } else if (p->arrival) {
+        switchover_arrival_set_enabled(p->arrival, p->nf->on);
+    }
+    if (!p->ioc || p->active == active) {
         return;
     }
     p->active = active;
-    if (p->switchover) {
-        filter_switchover_set_active(&p->sw, active);
-    } else if (p->in_netdev) {
+    if (p->in_netdev) {
         filter_packet_capture_set_active(p);
     } else {
         filter_packet_inject_set_active(p);
@@ -893,29 +664,48 @@ bool filter_packet_check(FilterPacket *p, const char *indev,
  * Is this about the frames that a migration would lose?  To be active in the
  * stopped VM only, with the filter's own netdev as the source, says so.
  */
-static bool filter_packet_is_switchover(FilterPacket *p)
+static bool filter_packet_is_source(FilterPacket *p)
 {
     FilterActivity *act = filter_activity_get(OBJECT(p->nf));
 
     return p->has_outdev && !p->has_indev &&
            act->when_stopped && !act->when_running &&
            p->nf->direction != NET_FILTER_DIRECTION_RX &&
-           p->nf->netdev->info->poll &&
            (!p->in_netdev || !strcmp(p->in_netdev, p->nf->netdev_id));
+}
+
+/* Likewise at the destination: the VM waits for its incoming migration */
+static bool filter_packet_is_arrival(FilterPacket *p)
+{
+    FilterActivity *act = filter_activity_get(OBJECT(p->nf));
+
+    return p->has_indev && !p->has_outdev && !p->in_netdev &&
+           runstate_check(RUN_STATE_INMIGRATE) && act->when_running &&
+           p->nf->direction == NET_FILTER_DIRECTION_ALL &&
+           (!p->out_netdev || !strcmp(p->out_netdev, p->nf->netdev_id));
+}
+
+FilterPacketRole filter_packet_role(FilterPacket *p)
+{
+    return filter_packet_is_source(p) ? FILTER_PACKET_SOURCE :
+           filter_packet_is_arrival(p) ? FILTER_PACKET_ARRIVAL :
+           p->in_netdev ? FILTER_PACKET_CAPTURE :
+           p->out_netdev ? FILTER_PACKET_INJECT : FILTER_PACKET_CHAIN;
 }
 
 bool filter_packet_needs_chain(FilterPacket *p)
 {
-    FilterActivity *act = filter_activity_get(OBJECT(p->nf));
-
-    if (p->in_netdev) {
-        /* Only stopped: the same condition as for a switchover */
-        return !p->has_outdev ||
-               (act->when_stopped && !act->when_running &&
-                p->nf->direction != NET_FILTER_DIRECTION_RX &&
-                !strcmp(p->in_netdev, p->nf->netdev_id));
+    switch (filter_packet_role(p)) {
+    case FILTER_PACKET_SOURCE:
+    case FILTER_PACKET_ARRIVAL:
+        return false;
+    case FILTER_PACKET_CAPTURE:
+        return !p->has_outdev;
+    case FILTER_PACKET_INJECT:
+        return !p->has_indev;
+    default:
+        return true;
     }
-    return !p->out_netdev || !p->has_indev;
 }
 
 /* Open the netdev's interface */
@@ -951,57 +741,57 @@ static bool filter_packet_open(FilterPacket *p, const char *option,
     return true;
 }
 
-bool filter_packet_setup(FilterPacket *p, bool vnet_hdr, Error **errp)
+bool filter_packet_setup(FilterPacket *p, CharFrontend *chr_out, bool vnet_hdr,
+                         Error **errp)
 {
-    bool captures;
-
-    p->switchover = filter_packet_is_switchover(p);
-    captures = p->in_netdev && !p->switchover;
-    if ((p->in_netdev &&
-         !filter_packet_open(p, "in_netdev", p->in_netdev,
-                             captures ? QIO_CHANNEL_PACKET_CAPTURE :
-                             QIO_CHANNEL_PACKET_INJECT, errp)) ||
-        (p->out_netdev &&
-         !filter_packet_open(p, "out_netdev", p->out_netdev,
-                             QIO_CHANNEL_PACKET_INJECT, errp))) {
-        return false;
-    }
+    FilterPacketRole role = filter_packet_role(p);
+    NetClientState *netdev = p->nf->netdev;
 
     p->vnet_hdr = vnet_hdr;
-    p->incoming = runstate_check(RUN_STATE_INMIGRATE);
-    if (p->ioc) {
-        p->timer = timer_new_us(QEMU_CLOCK_REALTIME, captures ?
-                                filter_packet_capture : filter_packet_release,
-                                p);
-    }
-    if (captures) {
+    switch (role) {
+    case FILTER_PACKET_SOURCE:
+        p->source = switchover_source_new(netdev, filter_packet_id(p), chr_out,
+                                          vnet_hdr, p->hold_limit, errp);
+        if (!p->source) {
+            return false;
+        }
+        filter_activity_get(OBJECT(p->nf))->fixed = true;
+        switchover_source_set_timeout(p->source, p->drain_timeout);
+        return true;
+    case FILTER_PACKET_ARRIVAL:
+        p->arrival = switchover_arrival_new(netdev, filter_packet_id(p),
+                                            p->chr_in, vnet_hdr,
+                                            p->hold_limit, errp);
+        return p->arrival;
+    case FILTER_PACKET_CAPTURE:
+        if (!filter_packet_open(p, "in_netdev", p->in_netdev,
+                                QIO_CHANNEL_PACKET_CAPTURE, errp)) {
+            return false;
+        }
+        p->timer = timer_new_us(QEMU_CLOCK_REALTIME, filter_packet_capture, p);
         qio_channel_packet_set_ring_size(p->ioc, p->ring_size);
         filter_writer_on_change(p->writer, filter_packet_capture_update, p);
         migration_add_notifier(&p->migration, filter_packet_migration);
-    } else if (p->ioc) {
-        /* What comes from the chain always has a vnet header */
-        bool held_vnet_hdr = vnet_hdr || !p->has_indev;
-
-        qio_channel_packet_set_vnet_hdr(p->ioc, held_vnet_hdr);
-        packet_queue_init(&p->held, held_vnet_hdr);
-        if (p->incoming && p->has_indev) {
-            p->vmstate = qemu_add_vm_change_state_handler_prio(
-                filter_packet_vm_change_state, p, INT_MIN);
+        return true;
+    case FILTER_PACKET_INJECT:
+        if (!filter_packet_open(p, "out_netdev", p->out_netdev,
+                                QIO_CHANNEL_PACKET_INJECT, errp)) {
+            return false;
         }
+        p->timer = timer_new_us(QEMU_CLOCK_REALTIME, filter_packet_release, p);
+        /* What comes from the chain always has a vnet header */
+        qio_channel_packet_set_vnet_hdr(p->ioc, vnet_hdr || !p->has_indev);
+        packet_queue_init(&p->held, vnet_hdr || !p->has_indev);
+        return true;
+    default:
+        return true;
     }
-    if (p->switchover) {
-        filter_activity_get(OBJECT(p->nf))->fixed = true;
-        filter_switchover_setup(&p->sw, p);
-    }
-    return true;
 }
 
 void filter_packet_cleanup(FilterPacket *p)
 {
-    filter_switchover_cleanup(&p->sw);
-    if (p->vmstate) {
-        qemu_del_vm_change_state_handler(p->vmstate);
-    }
+    g_clear_pointer(&p->source, switchover_source_free);
+    g_clear_pointer(&p->arrival, switchover_arrival_free);
     if (p->ioc) {
         filter_packet_watch(p, false);
         migration_remove_notifier(&p->migration);
@@ -1098,8 +888,22 @@ static void filter_packet_set_hold_limit(Object *obj, Visitor *v,
 {
     FilterPacket *p = filter_packet_get(obj);
 
-    if (visit_type_size(v, name, &p->hold_limit, errp) && p->has_indev &&
-        p->ioc) {
+    uint64_t value;
+
+    if (!visit_type_size(v, name, &value, errp)) {
+        return;
+    }
+    if (!value) {
+        error_setg(errp, "'hold_limit' must be at least 1 byte: without memory "
+                   "for packets none would be saved");
+        return;
+    }
+    p->hold_limit = value;
+    if (p->source) {
+        switchover_source_set_limit(p->source, value);
+    } else if (p->arrival) {
+        switchover_arrival_set_limit(p->arrival, value);
+    } else if (p->has_indev && p->ioc) {
         qemu_chr_fe_accept_input(p->chr_in);
     }
 }
@@ -1127,6 +931,9 @@ static void filter_packet_set_drain_timeout(Object *obj, Visitor *v,
         return;
     }
     p->drain_timeout = ms;
+    if (p->source) {
+        switchover_source_set_timeout(p->source, ms);
+    }
 }
 
 static void filter_packet_get_ring_size(Object *obj, Visitor *v,

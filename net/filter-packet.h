@@ -10,9 +10,10 @@
 #include "chardev/char-fe.h"
 #include "io/channel-packet.h"
 #include "migration/misc.h"
-#include "net/filter-switchover.h"
 #include "net/filter-writer.h"
 #include "net/net.h"
+#include "net/switchover/arrival.h"
+#include "net/switchover/source.h"
 #include "qapi/error.h"
 
 
@@ -24,6 +25,15 @@ typedef enum FilterPacketState {
     FILTER_PACKET_DROPPING,     /* the same, and nobody wants them */
 } FilterPacketState;
 
+/* What the filter's options, and the state of the VM, make of it */
+typedef enum FilterPacketRole {
+    FILTER_PACKET_CHAIN,        /* packets of the chain come, or go */
+    FILTER_PACKET_SOURCE,       /* net/switchover: frames of a stopped VM */
+    FILTER_PACKET_ARRIVAL,      /* net/switchover: to a VM that arrives */
+    FILTER_PACKET_CAPTURE,      /* frames from in_netdev */
+    FILTER_PACKET_INJECT,       /* frames to out_netdev */
+} FilterPacketRole;
+
 /* Hand a packet from indev to the chain, as the filter's direction says */
 typedef void FilterPacketPass(NetFilterState *nf, const struct iovec *iov,
                               int iovcnt);
@@ -33,7 +43,7 @@ typedef void FilterPacketPass(NetFilterState *nf, const struct iovec *iov,
  * packet_helper, ring_size, hold_limit and drain_timeout.  All of its functions
  * are for the main loop's thread, or any other that holds the BQL.
  */
-struct FilterPacket {
+typedef struct FilterPacket {
     NetFilterState *nf;
     CharFrontend *chr_in;
     FilterWriter *writer;
@@ -50,8 +60,8 @@ struct FilterPacket {
     bool has_outdev;
     bool vnet_hdr;              /* on the wire */
 
-    bool switchover;            /* takes the frames of a stopped VM */
-    FilterSwitchover sw;
+    SwitchoverSource *source;   /* NULL, or there is no ioc */
+    SwitchoverArrival *arrival; /* likewise */
 
     QIOChannelPacket *ioc;      /* NULL: neither in_netdev nor out_netdev */
     bool active;
@@ -64,23 +74,15 @@ struct FilterPacket {
     int64_t drain_until;        /* give up waiting for the ring, in us */
     NotifierWithReturn migration;
 
-    PacketQueue held;           /* to be injected, or given back */
+    PacketQueue held;           /* to be injected */
     bool holds;                 /* something, as the trace has it */
     bool not_read;              /* indev has to wait */
-    bool incoming;              /* the VM has not run yet, but elsewhere */
-    VMChangeStateEntry *vmstate;
-    uint64_t flooded;           /* frames that both hosts got: not taken */
-    bool arrived;               /* lately, and something may still be held */
-    bool announce;              /* once nothing is held */
-    int64_t announce_until;     /* or by then, in us */
-    uint64_t received;          /* bytes from indev */
-    uint64_t received_before;   /* the last look at that */
     uint64_t dropped_no_room;   /* frames from the chain beyond hold_limit */
     uint64_t dropped_too_big;   /* frames from the chain */
     uint64_t dropped_gso;       /* frames that cannot be cut */
     uint64_t dropped_invalid;   /* frames with a wrong vnet header */
     uint64_t dropped_gone;      /* frames after the interface was gone */
-};
+} FilterPacket;
 
 #ifdef CONFIG_AF_PACKET
 
@@ -127,6 +129,14 @@ bool filter_packet_check(FilterPacket *p, const char *indev,
                          const char *outdev, Error **errp);
 
 /**
+ * filter_packet_role:
+ * @p: a FilterPacket that has been checked
+ *
+ * Returns: what it is for; before set-up, as far as the options tell now
+ */
+FilterPacketRole filter_packet_role(FilterPacket *p);
+
+/**
  * filter_packet_needs_chain:
  * @p: a FilterPacket that has been checked
  *
@@ -136,7 +146,9 @@ bool filter_packet_needs_chain(FilterPacket *p);
 
 /**
  * filter_packet_setup:
- * @p: a FilterPacket that has been checked; its writer is set up
+ * @p: a FilterPacket that has been checked; its writer is set up, but for
+ *     FILTER_PACKET_SOURCE
+ * @chr_out: its outdev
  * @vnet_hdr: whether messages carry a vnet header
  * @errp: pointer to a NULL-initialized error object
  *
@@ -144,7 +156,8 @@ bool filter_packet_needs_chain(FilterPacket *p);
  *
  * Returns: true on success, false on error
  */
-bool filter_packet_setup(FilterPacket *p, bool vnet_hdr, Error **errp);
+bool filter_packet_setup(FilterPacket *p, CharFrontend *chr_out, bool vnet_hdr,
+                         Error **errp);
 
 /**
  * filter_packet_cleanup:
@@ -219,55 +232,6 @@ int filter_packet_receive_bytes(FilterPacket *p, const uint8_t *buf,
 const char *filter_packet_id(FilterPacket *p);
 
 /**
- * filter_packet_take:
- * @p: the FilterPacket
- * @flags: QEMU_NET_PACKET_FLAG_*
- * @iov: a packet from the chain, with the netdev's vnet header
- * @iovcnt: elements of @iov
- *
- * Send a packet to outdev, whether there is a peer or not, and keep a copy if
- * it can be given back.
- */
-void filter_packet_take(FilterPacket *p, unsigned flags,
-                        const struct iovec *iov, int iovcnt);
-
-/**
- * filter_packet_keep:
- * @p: the FilterPacket, which can give back
- * @flags: QEMU_NET_PACKET_FLAG_*
- * @iov: a packet, as for filter_packet_take()
- * @iovcnt: elements of @iov
- *
- * Keep a copy only.
- */
-void filter_packet_keep(FilterPacket *p, unsigned flags,
-                        const struct iovec *iov, int iovcnt);
-
-/**
- * filter_packet_resend:
- * @p: the FilterPacket
- *
- * Send the copies again, or to somebody else.
- */
-void filter_packet_resend(FilterPacket *p);
-
-/**
- * filter_packet_give_back:
- * @p: the FilterPacket
- *
- * Inject the copies, as far as there is room at once, the rest later.
- */
-void filter_packet_give_back(FilterPacket *p);
-
-/**
- * filter_packet_give_back_later:
- * @p: the FilterPacket
- *
- * The VM stops: keep the copies that have not been injected.
- */
-void filter_packet_give_back_later(FilterPacket *p);
-
-/**
  * filter_packet_indev_closed:
  * @p: the FilterPacket, with indev
  *
@@ -301,13 +265,18 @@ static inline bool filter_packet_check(FilterPacket *p, const char *indev,
     return true;
 }
 
+static inline FilterPacketRole filter_packet_role(FilterPacket *p)
+{
+    return FILTER_PACKET_CHAIN;
+}
+
 static inline bool filter_packet_needs_chain(FilterPacket *p)
 {
     return true;
 }
 
-static inline bool filter_packet_setup(FilterPacket *p, bool vnet_hdr,
-                                       Error **errp)
+static inline bool filter_packet_setup(FilterPacket *p, CharFrontend *chr_out,
+                                       bool vnet_hdr, Error **errp)
 {
     return true;
 }

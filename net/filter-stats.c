@@ -175,37 +175,82 @@ static NetFilterHeld *filter_stats_held(FilterPacket *p, uint64_t no_room)
     return held;
 }
 
-void filter_stats_add_packet(NetFilterStats *stats, FilterPacket *p)
+static void filter_stats_add_switchover(NetFilterStats *stats,
+                                        const SwitchoverStats *s, bool source)
 {
+    NetFilterTraffic traffic = { .packets = s->packets, .bytes = s->bytes };
     NetFilterDrops *drops = filter_stats_drops(stats);
+    NetFilterChardev *c = filter_stats_chardev(stats, s->chr, s->connected,
+                                               &traffic);
+
+    if (source) {
+        c->queued = g_new0(NetFilterQueue, 1);
+        c->queued->packets = s->queued;
+        c->queued->size = s->queued_bytes;
+        stats->outdev = c;
+    } else {
+        stats->indev = c;
+        stats->has_flooded = true;
+        stats->flooded = s->flooded;
+    }
+    stats->held = g_new0(NetFilterHeld, 1);
+    stats->held->packets = s->held;
+    stats->held->size = s->held_bytes;
+    stats->held->limit = s->limit;
+    stats->switchover = g_new0(NetFilterSwitchover, 1);
+    *stats->switchover = (NetFilterSwitchover) {
+        .read = s->read,
+        .sent = s->sent,
+        .acknowledged = s->acknowledged,
+        .delivered = s->delivered,
+        .given_back = s->given_back,
+        .direct = s->direct,
+        .peak = s->peak,
+        .peak_size = s->peak_bytes,
+        .drain_time = s->drain_us,
+    };
+    drops->queue_full += s->dropped.queue_full;
+    drops->invalid += s->dropped.invalid;
+    drops->gso += s->dropped.gso;
+    drops->guest += s->dropped.guest;
+    drops->no_peer += s->dropped.no_peer;
+}
+
+static void filter_stats_add_interface(NetFilterStats *stats, FilterPacket *p)
+{
     QIOChannelPacketStats counted;
     NetFilterInterface *i;
-
-    drops->queue_full += filter_switchover_dropped_queue(&p->sw);
-    drops->hold_limit += p->dropped_no_room;
-    drops->too_big += p->dropped_too_big;
-    drops->gso += p->dropped_gso;
-    drops->invalid += p->dropped_invalid;
-    drops->interface_gone += p->dropped_gone;
-    if (!p->ioc) {
-        return;
-    }
 
     qio_channel_packet_get_stats(p->ioc, &counted);
     filter_stats_add_channel(stats, &counted);
     i = filter_stats_interface(p->ioc, p->in_netdev ?: p->out_netdev,
                                &counted);
-    if (p->in_netdev && !p->switchover) {
+    if (p->in_netdev) {
         stats->in_netdev = i;
-        return;
-    }
-    stats->has_flooded = p->has_indev;
-    stats->flooded = p->flooded + counted.skipped_group;
-    stats->held = filter_stats_held(p, counted.no_room);
-    if (p->switchover) {
-        stats->given_back = i;
     } else {
         stats->out_netdev = i;
+        stats->held = filter_stats_held(p, counted.no_room);
+    }
+}
+
+void filter_stats_add_packet(NetFilterStats *stats, FilterPacket *p)
+{
+    NetFilterDrops *drops = filter_stats_drops(stats);
+    SwitchoverStats s;
+
+    drops->hold_limit += p->dropped_no_room;
+    drops->too_big += p->dropped_too_big;
+    drops->gso += p->dropped_gso;
+    drops->invalid += p->dropped_invalid;
+    drops->interface_gone += p->dropped_gone;
+    if (p->ioc) {
+        filter_stats_add_interface(stats, p);
+    } else if (p->source) {
+        switchover_source_get_stats(p->source, &s);
+        filter_stats_add_switchover(stats, &s, true);
+    } else if (p->arrival) {
+        switchover_arrival_get_stats(p->arrival, &s);
+        filter_stats_add_switchover(stats, &s, false);
     }
 }
 
@@ -311,6 +356,19 @@ static void print_held(Monitor *mon, NetFilterHeld *held)
     }
 }
 
+static void print_switchover(Monitor *mon, NetFilterSwitchover *s)
+{
+    if (s) {
+        monitor_printf(mon, "  switchover: read=%" PRIu64 " sent=%" PRIu64
+                       " acknowledged=%" PRIu64 " delivered=%" PRIu64
+                       " given_back=%" PRIu64 " direct=%" PRIu64
+                       " peak=%" PRIu64 " peak_size=%" PRIu64
+                       " drain_time=%" PRIu64 "us\n", s->read, s->sent,
+                       s->acknowledged, s->delivered, s->given_back, s->direct,
+                       s->peak, s->peak_size, s->drain_time);
+    }
+}
+
 /* Only those that there are: the others would hide them */
 static void print_dropped(Monitor *mon, NetFilterDrops *d)
 {
@@ -331,6 +389,7 @@ static void print_dropped(Monitor *mon, NetFilterDrops *d)
         { "hold-limit", d->hold_limit },
         { "no-peer", d->no_peer },
         { "slow-peer", d->slow_peer },
+        { "guest", d->guest },
     };
     bool any = false;
 
@@ -365,8 +424,8 @@ void hmp_info_netfilter_stats(Monitor *mon, const QDict *qdict)
         print_interface(mon, "in_netdev", f->in_netdev);
         print_chardev(mon, "outdev", f->outdev);
         print_interface(mon, "out_netdev", f->out_netdev);
-        print_interface(mon, "given back", f->given_back);
         print_held(mon, f->held);
+        print_switchover(mon, f->switchover);
         if (f->has_flooded) {
             monitor_printf(mon, "  flooded: packets=%" PRIu64 "\n",
                            f->flooded);

@@ -111,7 +111,7 @@ static void filter_writer_update_watch(FilterWriter *w)
     }
 }
 
-void filter_writer_flush_soon(FilterWriter *w)
+static void filter_writer_flush_soon(FilterWriter *w)
 {
     qemu_bh_schedule(w->flush_bh);
 }
@@ -204,17 +204,6 @@ void filter_writer_put_packet(FilterWriter *w, unsigned flags,
     } else {
         filter_writer_flush_soon(w);
     }
-}
-
-void filter_writer_discard(FilterWriter *w, bool lost)
-{
-    uint64_t n = packet_queue_discard(&w->queue);
-
-    if (lost) {
-        filter_count_drop(w->nf, &w->dropped_no_room, n,
-                          "outdev's peer does not keep up");
-    }
-    filter_writer_update_watch(w);
 }
 
 /* The peer has nothing to say; but reading is how its end is noticed */

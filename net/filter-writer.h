@@ -106,23 +106,6 @@ void filter_writer_put_frame(FilterWriter *w, const void *hdr, size_t hdr_len,
 void filter_writer_flush(FilterWriter *w);
 
 /**
- * filter_writer_flush_soon:
- * @w: the writer
- *
- * Flush at the end of this turn of the main loop.
- */
-void filter_writer_flush_soon(FilterWriter *w);
-
-/**
- * filter_writer_discard:
- * @w: the writer
- * @lost: whether nobody else has these packets, so that they count as dropped
- *
- * Drop what is not for the peer any more, and stay in step.
- */
-void filter_writer_discard(FilterWriter *w, bool lost);
-
-/**
  * filter_writer_count_no_peer:
  * @w: the writer
  * @n: packets that were dropped because there was no peer

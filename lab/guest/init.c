@@ -8,7 +8,7 @@
  *   lab.address=10.77.0.2       eth0's address, in a /24
  *   lab.peer=10.77.0.1          the client and its MAC address, entered as a
  *   lab.peer_mac=52:54:...      fixed neighbour: ARP is no part of the test
- *   lab.address1=, lab.peer1=   the same for eth1, if there is one
+ *   lab.address1=, lab.peer1=   the same for eth1, and so on, if there are more
  *   lab.port=7000               where /stream (UDP) and /bulk (TCP) listen
  *
  * When a step fails, it says which and ends.  The kernel then panics, and with
@@ -148,8 +148,16 @@ int main(void)
     load_modules();
     raise_udp_memory();
     configure_network("eth0", "lab.address", "lab.peer");
-    if (strstr(cmdline, "lab.address1=")) {
-        configure_network("eth1", "lab.address1", "lab.peer1");
+    for (int n = 1; ; n++) {
+        char name[16], address[32], peer[32];
+
+        snprintf(name, sizeof(name), "eth%d", n);
+        snprintf(address, sizeof(address), "lab.address%d", n);
+        snprintf(peer, sizeof(peer), "lab.peer%d", n);
+        if (!strstr(cmdline, address)) {
+            break;
+        }
+        configure_network(name, address, peer);
     }
     printf("lab init: eth0 is %s\n", setting("lab.address"));
     if (!fork()) {

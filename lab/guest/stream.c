@@ -27,8 +27,9 @@
  *                   forget the last run; record packets of this one; be ready
  *                   to send RATE packets/s of SIZE bytes to HOST:PORT, and to
  *                   write to DIRTY MiB of memory every 100 ms.  HOST may be
- *                   two addresses, A,B, which get every other packet
+ *                   several addresses, A,B,..., which get a packet in turn
  *   go              do so
+ *   rate RATE       send at this rate from now on; answer as for status
  *   wait sent|received N
  *                   answer once that many packets were sent, or received
  *   stop            send no more, dirty no more; answer as for status
@@ -58,7 +59,10 @@
 #define BATCH           64              /* packets before looking elsewhere */
 #define SECOND          1000000000ull
 #define DIRTY_PERIOD    (SECOND / 10)
+/* At most so many packets; a TAP's queue has 1,000 by default */
+#define CATCH_UP        500
 #define PAGE            4096
+#define MAX_PEERS       8
 
 struct header {
     uint32_t magic;
@@ -79,7 +83,8 @@ static struct {
 
     /* what the last set command asked for */
     uint32_t run;
-    struct sockaddr_in peer[2];
+    struct sockaddr_in peer[MAX_PEERS];
+    unsigned peers;
     uint64_t interval_ns;               /* 0: send nothing */
     uint32_t size;
     uint8_t *memory;
@@ -174,7 +179,7 @@ static bool send_one(void)
     }
     crc = crc32(buf, body);
     memcpy(buf + body, &crc, sizeof(crc));
-    if (sendto(s.fd, buf, s.size, 0, (void *)&s.peer[s.sent % 2],
+    if (sendto(s.fd, buf, s.size, 0, (void *)&s.peer[s.sent % s.peers],
                sizeof(s.peer[0])) < 0) {
         s.send_errors++;                /* the number is used again */
         return false;
@@ -214,10 +219,10 @@ static void answer(const struct sockaddr_in *to, const void *buf, size_t len)
 static bool set(const char *arguments)
 {
     unsigned run, port, rate, size, dirty;
-    char host[64], *second;
+    char hosts[200], *rest = hosts, *host;
 
-    if (sscanf(arguments, "%u %63s %u %u %u %u",
-               &run, host, &port, &rate, &size, &dirty) != 6 ||
+    if (sscanf(arguments, "%u %199s %u %u %u %u",
+               &run, hosts, &port, &rate, &size, &dirty) != 6 ||
         size < sizeof(struct header) + sizeof(uint32_t) || size > MAX_PAYLOAD) {
         return false;
     }
@@ -225,16 +230,13 @@ static bool set(const char *arguments)
         return true;                    /* asked again */
     }
     s.run = run;
-    s.peer[0] = (struct sockaddr_in) { .sin_family = AF_INET,
+    s.peers = 0;
+    while (s.peers < MAX_PEERS && (host = strsep(&rest, ","))) {
+        struct sockaddr_in *peer = &s.peer[s.peers++];
+
+        *peer = (struct sockaddr_in) { .sin_family = AF_INET,
                                        .sin_port = htons(port) };
-    second = strchr(host, ',');
-    if (second) {
-        *second++ = 0;
-    }
-    inet_pton(AF_INET, host, &s.peer[0].sin_addr);
-    s.peer[1] = s.peer[0];
-    if (second) {
-        inet_pton(AF_INET, second, &s.peer[1].sin_addr);
+        inet_pton(AF_INET, host, &peer->sin_addr);
     }
     s.interval_ns = rate ? SECOND / rate : 0;
     s.size = size;
@@ -252,6 +254,12 @@ static void go(void)
         s.next_send_ns = s.next_dirty_ns = now_ns();
         s.going = true;
     }
+}
+
+static void set_rate(unsigned rate)
+{
+    s.interval_ns = rate ? SECOND / rate : 0;
+    s.next_send_ns = now_ns();
 }
 
 static void answer_error(const char *id, const struct sockaddr_in *to)
@@ -308,6 +316,9 @@ static void take_control(char *line, const struct sockaddr_in *from)
     } else if (!strcmp(command, "go")) {
         go();
         answer_status(id, from);
+    } else if (!strcmp(command, "rate") && sscanf(line, "%u", &n) == 1) {
+        set_rate(n);
+        answer_status(id, from);
     } else if (!strcmp(command, "stop")) {
         s.going = false;
         answer_status(id, from);
@@ -354,8 +365,8 @@ static uint64_t run_timers(void)
     uint64_t now = now_ns(), next = 0;
 
     if (s.going && s.interval_ns) {
-        /* after more than a second without the CPU, do not catch up */
-        if (now > s.next_send_ns + SECOND) {
+        /* after some time without the CPU, do not send much faster than asked */
+        if (now > s.next_send_ns + CATCH_UP * s.interval_ns) {
             s.next_send_ns = now;
         }
         for (int i = 0; i < BATCH && s.next_send_ns <= now; i++) {

@@ -8,6 +8,8 @@
     peer.py       control of the two ends of the stream (guest/stream.c)
     count.py      records -> lost, duplicated, reordered, outage; no I/O
     migrate.py    one run: set up, migrate, count -> a result (dict)
+    unprivileged.py  a QEMU without privileges, and what it has
+    announce.py   when a VM was announced
     pingpong.py   many migrations of one guest, to and fro
     tcp.py        a TCP transfer across a migration, compared
     tls.py        TLS for the connection of the filters

@@ -14,6 +14,7 @@ HELP = {
     'size': 'bytes of UDP payload',
     'dirty': 'MiB that the guest writes to every 100 ms',
     'bandwidth': 'max-bandwidth of the migration, MB/s',
+    'downtime': 'downtime-limit of the migration, ms',
     'link': 'rate of the link that the migration uses, Mbit/s; 0: no limit',
     'before': 'seconds of traffic before the migration',
     'after': 'seconds of traffic after the migration',
@@ -26,12 +27,17 @@ HELP = {
     'tls': "TLS for the filters' connection",
     'return_path': 'capability return-path, which libvirt sets',
     'multifd': 'capability multifd',
-    'privileged': "give the source's filter in_netdev",
+    'privileged': 'both QEMUs as root, else as a user in a sandbox with fds; '
+                  'filters with in_netdev and out_netdev',
+    'burst': 'packets per second more to the guest while it is stopped',
+    'paused': "ms after which the destination, which has -S, gets 'cont'; "
+              '-1: no -S',
+    'veths': 'pairs of veths that are deleted on both hosts during the stop',
     'cards': 'network cards of the guest, each with its own pair of filters',
     'vhost': 'use vhost-net',
     'accel': "QEMU's -accel (also LAB_ACCEL)",
 }
-CHOICES = {'copy': COPIES, 'ending': ENDINGS, 'cards': (1, 2)}
+CHOICES = {'copy': COPIES, 'ending': ENDINGS, 'cards': range(1, 9)}
 
 
 def add_condition_options(parser, defaults=Conditions()):

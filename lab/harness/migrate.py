@@ -6,22 +6,26 @@ The guest is booted once, and its state saved by a migration to a file; each run
 starts with that (booted).  The saved state is good with and without vhost,
 since the device has only what both can do.
 
-A migration may end in one of four ways (ENDINGS).  The two that fail do so at
-the worst moment: the VM is stopped, the switchover has begun but is not done
-(pause-before-switchover), and 50 more packets have been sent to the guest.  It
-then runs on on the source, and its records are fetched there.  That is before
-postcopy proper: after it nobody has the whole guest but the two together, and
-neither cancelling nor losing the destination is something to survive.
+A migration may end in several ways (ENDINGS).  Of those that fail, two do so
+when the VM is stopped and the switchover has begun but is not done
+(pause-before-switchover), and 50 more packets have been sent to the guest; one
+when the VM's state is on its way; and one when the source has said that it is
+complete and the destination waits for 'cont' (-S), and 50 more packets have
+been sent; then the source is told to continue.  The guest runs on on the
+source, and its records are fetched there.  That is before postcopy proper:
+after it nobody has the whole guest but the two together, and neither cancelling
+nor losing the destination is something to survive.
 
 The command lines of both QEMUs are complete from the start; nothing is done
 over QMP but "migrate" itself, its parameters, and looking.
 
-With mode "ours", host a takes what reaches its TAP while the VM is stopped, and
-host b injects that.  Between them is a socket on which a listens (wait=off) and
+With mode "ours", host a sends what reaches its TAP while the VM is stopped, and
+host b delivers that.  Between them is a socket on which a listens (wait=off) and
 b connects: b starts last, always with a running, so it finds the socket there
 and fails at once if not.  (The manual has it the other way round; that needs a
 reconnect.)  A machine that is migrated on carries both filters: pingpong.py.
 """
+import functools
 import hashlib
 import os
 import random
@@ -31,7 +35,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from . import InvalidRun, LabError, count, products, tls
+from . import (InvalidRun, LabError, announce, count, patience, products, tls,
+               unprivileged)
 from .peer import Peer
 from .qmp import QMP
 from .system import (CARDS, CLIENT_ADDRESS, CLIENT_MAC, GUEST_ADDRESS,
@@ -39,13 +44,23 @@ from .system import (CARDS, CLIENT_ADDRESS, CLIENT_MAC, GUEST_ADDRESS,
 
 MODES = ('control', 'stock', 'ours')
 COPIES = ('precopy', 'postcopy')
-ENDINGS = ('source-kept', 'source-killed', 'cancelled', 'destination-killed')
+ENDINGS = ('source-kept', 'source-killed', 'cancelled', 'destination-killed',
+           'destination-killed-during', 'destination-killed-after')
 FAILURES = ENDINGS[2:]
+ENDS = ('completed', 'failed', 'cancelled')         # of a migration
+PAUSED_BEFORE = ENDINGS[2:4]    # with pause-before-switchover
 BOOTS = 3                   # until its clock is right
 TRIES = 4                   # until a run is valid
 # packets/s, the higher rate: the control loses nothing, and the guest catches up
-FAST = 750 if os.environ.get('LAB_IN_VM') else 4000
+FAST = 750 if os.environ.get('LAB_IN_VM') else 1500
+# packets/s more while the VM is stopped: more than a TAP's queue takes.  TCG in
+# TCG cannot send as many.
+BURSTS = (5000,) if os.environ.get('LAB_IN_VM') else (500, 20000, 50000)
+# What makes that 200 to 300 ms: so much is dirty when it stops
+BURST = {'burst': 5000 if os.environ.get('LAB_IN_VM') else 20000,
+         'dirty': 14, 'downtime': 1000}
 IN_THE_GAP = 50             # packets to the guest while the VM is stopped
+GAP_RATIO = 5               # with a burst: those of a fifth of a second
 BOOTED = ('booted', 'booted.stamp')
 PORT = 7000
 TCP_PATIENCE = 60           # seconds more than a TCP transfer should take
@@ -66,20 +81,21 @@ def capture(privileged, host='a', chardev='m0', card=0):
                        'enable_when_stopped=on,vnet_hdr_support=on']
 
 
-def inject(source='a', chardev='m0', more='', card=0):
+def inject(privileged, source='a', chardev='m0', more='', card=0):
     """The arguments of a QEMU that may be migrated to, from the host SOURCE."""
+    out_netdev = f'out_netdev=n{card},' if privileged else ''
     return ['-chardev', f'socket,id={chardev},host={LINK_ADDRESS[source]},'
                         f'port={7001 + 2 * card},nodelay=on{more}',
             '-object', f'filter-redirector,id=inj{card},netdev=n{card},'
-                       f'indev={chardev},out_netdev=n{card},'
-                       'vnet_hdr_support=on']
+                       f'indev={chardev},{out_netdev}vnet_hdr_support=on']
 
 
 def pairs(c, host):
     """The arguments of a QEMU on HOST, a or b, for each network card."""
     return [argument for card in range(c.cards) for argument in
             (capture(c.privileged, chardev=f'm{card}', card=card)
-             if host == 'a' else inject(chardev=f'm{card}', card=card))]
+             if host == 'a' else
+             inject(c.privileged, chardev=f'm{card}', card=card))]
 
 
 @dataclass
@@ -90,10 +106,13 @@ class Conditions:
     size: int = 200             # bytes of UDP payload
     dirty: int = 4              # MiB that the guest writes to every 100 ms
     bandwidth: int = 20         # max-bandwidth of the migration, MB/s
+    downtime: int = 300         # downtime-limit of the migration, ms
     link: int = 500             # Mbit/s of the link that it uses, 0: no limit
     before: float = 2           # seconds of traffic before the migration
     after: float = 3            # and after it
-    txqueuelen: int = 20000     # of both TAPs
+    # of both TAPs: the kernel's default; a guest in a VM stalls for seconds
+    # right after its migration, with vhost in the way of its frames already
+    txqueuelen: int = 20000 if os.environ.get('LAB_IN_VM') else 1000
     memory: int = 256           # MiB; many packets wait in a slow guest's socket
     copy: str = 'precopy'       # one of COPIES
     ending: str = 'source-kept'     # one of ENDINGS
@@ -102,20 +121,38 @@ class Conditions:
     tls: bool = False           # for the filters' connection
     return_path: bool = True    # the migration capability, as libvirt sets it
     multifd: bool = False       # another one
-    privileged: bool = True     # else the source's filter has no in_netdev
+    # else an unprivileged user in a sandbox, TAPs by fd, no in_netdev, out_netdev
+    privileged: bool = True
+    burst: int = 0              # packets/s more while the VM is stopped
+    paused: int = -1            # ms until the destination is told 'cont'; no -S
+    veths: int = 0              # that are deleted on both hosts during the stop
     cards: int = 1              # network cards; packets go to each in turn
     vhost: bool = False
     accel: str = os.environ.get('LAB_ACCEL') or 'tcg,thread=multi'
 
+    @property
+    def waits(self):
+        """Does the destination wait for 'cont'?"""
+        return self.paused >= 0 or self.ending == 'destination-killed-after'
+
     def __str__(self):
         return (f'{self.rate} packets/s of {self.size} bytes to the guest, '
+                + (f'{self.burst} more while it is stopped, '
+                   if self.burst else '') +
                 f'{self.answers} from it, guest dirties {self.dirty} MiB per 100 ms, '
-                f'migration at {self.bandwidth} MB/s over a link of '
+                f'migration at {self.bandwidth} MB/s '
+                + (f'with downtime-limit {self.downtime} ms '
+                   if self.downtime != 300 else '') +
+                f'over a link of '
                 f'{self.link or "unlimited"} Mbit/s, '
                 f'{"" if self.return_path else "without return path, "}'
                 f'{"multifd, " if self.multifd else ""}'
-                f'{"" if self.privileged else "without in_netdev, "}'
+                f'{"" if self.privileged else "unprivileged, "}'
                 f'{"" if self.cards == 1 else f"{self.cards} cards, "}'
+                + (f'cont after {self.paused} ms, ' if self.paused >= 0
+                   else '')
+                + (f'{self.veths} pairs of veths deleted in the stop, '
+                   if self.veths else '') +
                 f'vhost={"on" if self.vhost else "off"}, '
                 + (f'TCP to the guest at {self.tcp} Mbit/s'
                    + (f' ({self.tcp_mb} MB)' if self.tcp_mb else '') + ', '
@@ -135,19 +172,27 @@ def kernel_arguments(accel='tcg'):
     return text + ' tsc=reliable' if accel.startswith('tcg') else text
 
 
-def nic(c, n):
+def nic(c, n, files=None):
     vhost = 'on,vhostforce=on' if c.vhost else 'off'
-    return ['-netdev', f'tap,id=n{n},ifname=tap{n},script=no,downscript=no,'
-                       f'vhost={vhost}',
+    if files:
+        tap = f'fd={files.taps[n]}'
+        if c.vhost:
+            vhost += f',vhostfd={files.vhosts[n]}'
+    else:
+        tap = f'ifname=tap{n},script=no,downscript=no'
+    return ['-netdev', f'tap,id=n{n},{tap},vhost={vhost}',
             '-device', f'virtio-net-pci,id=nic{n},netdev=n{n},'
                        f'mac={CARDS[n][2]},romfile=,'
                        'queue_reset=off']               # vhost has no reset
 
 
-def qemu_argv(c, qmp, log, extra):
+def qemu_argv(c, qmp, log, extra, files=None):
     append = kernel_arguments(c.accel)
-    if c.cards == 2:
-        append += f' lab.address1={CARDS[1][1]} lab.peer1={CARDS[1][0]}'
+    for n in range(1, c.cards):
+        append += f' lab.address{n}={CARDS[n][1]} lab.peer{n}={CARDS[n][0]}'
+    serial = ['-serial', f'file:{log}.console'] if not files else \
+        ['-add-fd', f'fd={files.console},set=1', '-serial',
+         'file:/dev/fdset/1']
     made = products.directory().resolve()
     return [products.qemu_binary(),
             *os.environ.get('LAB_QEMU_ARGS', '').split(),
@@ -157,14 +202,23 @@ def qemu_argv(c, qmp, log, extra):
             '-m', str(c.memory),
             '-kernel', str(made / 'kernel' / 'vmlinuz'),
             '-initrd', str(made / 'initramfs'),
-            '-append', append, *nic(c, 0), *(nic(c, 1) if c.cards == 2 else ()),
-            '-serial', f'file:{log}.console', *qmp.arguments, *extra]
+            '-append', append,
+            *(a for n in range(c.cards) for a in nic(c, n, files)),
+            *serial, *qmp.arguments, *extra]
 
 
 def start_qemu(system, host, c, log, extra=()):
     qmp = QMP(system.tmp, host)
-    argv = qemu_argv(c, qmp, log, extra)
-    child = system.start(f'QEMU on host {host}', host, argv, f'{log}.log')
+    files = None if c.privileged else unprivileged.Files(
+        system, host, c, products.directory().resolve(),
+        products.qemu_binary(), f'{log}.console')
+    argv = qemu_argv(c, qmp, log, extra, files)
+    if files:
+        argv = files.argv(argv)
+    child = system.start(f'QEMU on host {host}', host, argv, f'{log}.log',
+                         files.fds if files else ())
+    if files:
+        files.close()
     child.outputs.append(f'{log}.console')
     Path(f'{log}.cmd').write_text('\n'.join(argv) + '\n')
     qmp.connect(child)
@@ -174,7 +228,8 @@ def start_qemu(system, host, c, log, extra=()):
 
 
 def booted_names(c):
-    return [name if c.cards == 1 else f'cards-{name}' for name in BOOTED]
+    return [name if c.cards == 1 else f'cards-{c.cards}-{name}'
+            for name in BOOTED]
 
 
 def booted(c, log, say=lambda line: None):
@@ -187,6 +242,7 @@ def booted(c, log, say=lambda line: None):
         os.environ.get('LAB_QEMU_ARGS'), Path(__file__).read_text())).encode()
         ).hexdigest()
     state, stamp = (made / name for name in booted_names(c))
+    c = replace(c, privileged=True)
     if state.exists() and stamp.exists() and stamp.read_text() == key:
         return state
     stamp.unlink(missing_ok=True)
@@ -204,6 +260,7 @@ def booted(c, log, say=lambda line: None):
                 qmp.execute('migrate-set-parameters', max_bandwidth=1 << 40)
                 qmp.execute('migrate', uri=f'file:{state}')
                 wait_migration(qmp, 'completed')
+                state.chmod(0o644)      # for one that is not privileged
                 stamp.write_text(key)
                 return state
             say(f"the guest's clock runs {rate:.2f} times too fast")
@@ -221,8 +278,7 @@ def clock_rate(guest):
 
 def wait_migration(source, status):
     """Wait until the migration has STATUS; any other end is an error."""
-    ends = {status, 'completed', 'failed', 'cancelled'}
-    got = source.wait('MIGRATION', 60, status=tuple(ends))['data']['status']
+    got = source.wait('MIGRATION', 60, status=(status, *ENDS))['data']['status']
     if got != status:
         reason = source.execute('query-migrate').get('error-desc', 'no reason')
         raise LabError(f'the migration is {got}, should be {status}: {reason}')
@@ -235,8 +291,8 @@ def thread_name(path):
         return None
 
 
-def check_vhost(qmp, c):
-    """Raise if the guest's NIC is not on vhost as the conditions say."""
+def vhost_state(qmp, c):
+    """(vhost-started of the NICs, whether there is a vhost thread)"""
     pid = qmp.child.process.pid
     # a process of its own before Linux 6.4, then a thread of QEMU's
     threads = any(thread_name(p) == f'vhost-{pid}' for pattern in
@@ -245,10 +301,25 @@ def check_vhost(qmp, c):
     started = {qmp.execute('x-query-virtio-status', path=
                            f'/machine/peripheral/nic{n}/virtio-backend'
                            )['vhost-started'] for n in range(c.cards)}
-    if c.vhost and not (started == {True} and threads):
-        raise LabError(f'vhost=on was asked for, but {qmp.child.name} does '
-                       f'not use it (vhost-started={started})')
-    if not c.vhost and True in started:
+    return started, threads
+
+
+def check_vhost(qmp, c):
+    """Raise if the guest's NIC is not on vhost as the conditions say; after a
+    migration it is when the guest has what had waited for it."""
+    limit = patience.Patience(10, functools.partial(
+        patience.cpu_time, qmp.child.process.pid))
+    while True:
+        started, threads = vhost_state(qmp, c)
+        if not c.vhost:
+            break
+        if started == {True} and threads:
+            return
+        if limit.over():
+            raise LabError(f'vhost=on was asked for, but {qmp.child.name} does '
+                           f'not use it (vhost-started={started}): {limit}')
+        time.sleep(0.1)
+    if True in started:
         raise LabError(f'{qmp.child.name} uses vhost, although vhost=off')
 
 
@@ -259,44 +330,108 @@ def set_up_migration(source, destination, c):
     wanted = [name for name, on in (
         ('return-path', c.return_path),
         ('postcopy-ram', c.copy == 'postcopy'),
-        ('pause-before-switchover', c.ending in FAILURES)) if on]
+        ('pause-before-switchover', c.ending in PAUSED_BEFORE)) if on]
     for qmp in (source, destination):
         qmp.execute('migrate-set-capabilities', capabilities=[
             {'capability': name, 'state': True} for name in wanted])
     source.execute('migrate-set-parameters',
-                   max_bandwidth=c.bandwidth * 1_000_000)
+                   max_bandwidth=c.bandwidth * 1_000_000,
+                   downtime_limit=c.downtime)
 
 
-def migrate(system, source, destination, c, client):
+class Stop:
+    """What is done while the VM is stopped, besides the steady stream."""
+
+    def __init__(self, system, c, client, log):
+        self.system, self.c, self.client, self.log = system, c, client, log
+        self.sent = self.deleting = None
+        for host in ('a', 'b') if c.veths else ():
+            system.add_interfaces(host, c.veths)
+
+    def begin(self, source):
+        """Once SOURCE says that it has stopped the VM, in its own thread; its
+        main loop may be away until the state is sent."""
+        if not (self.c.burst or self.c.veths or
+                self.c.ending == 'destination-killed-during'):
+            return
+        source.wait('STOP', 60)
+        if self.c.veths:
+            self.deleting = [self.system.delete_interfaces(
+                host, f'{self.log}-{host}') for host in ('a', 'b')]
+        if self.c.burst:
+            self.sent = -self.rate(self.c.rate + self.c.burst)
+
+    def rate(self, rate):
+        """Returns how many packets have been sent by then."""
+        return self.client.counters(f'rate {rate}')['sent']
+
+    def gap(self):
+        """Let some packets come."""
+        number = max(IN_THE_GAP, self.c.burst // GAP_RATIO)
+        sent = self.client.counters('status')['sent']
+        self.client.ask(f'wait sent {sent + number}')
+
+    def end(self, qmp):
+        """When the VM runs again, in QMP.  Returns the time."""
+        resume = qmp.wait('RESUME', 60)['ns']
+        if self.c.burst:
+            self.sent += self.rate(self.c.rate)
+        for child in self.deleting or ():
+            child.result(60)
+        self.deleting = None
+        return resume
+
+
+def migrate(system, source, destination, c, client, log):
     """Returns when the guest was stopped and resumed (host ns), the monitor of
-    the QEMU that has it now, and the reported downtime in ms (None: none)."""
-    fails = c.ending in FAILURES
+    the QEMU that has it now, the reported downtime in ms (None: none), and how
+    many packets were sent in the stop (None: not looked at)."""
     set_up_migration(source, destination, c)
     source.events.clear()               # of loading its state
+    during = Stop(system, c, client, f'{log}-ip')
     source.execute('migrate', uri=incoming('b'))
     if c.copy == 'postcopy':
         source.wait('MIGRATION_PASS', 60, **{'pass': 2})
         source.execute('migrate-start-postcopy')
-    if fails:
-        wait_migration(source, 'pre-switchover')
-        stop = source.wait('STOP', 1)['ns']
-        sent = client.counters('status')['sent']
-        client.ask(f'wait sent {sent + IN_THE_GAP}')
+    during.begin(source)
+    if c.ending in FAILURES:
+        if c.ending in PAUSED_BEFORE:
+            wait_migration(source, 'pre-switchover')
+            during.gap()
         if c.ending == 'cancelled':
             system.disown(destination.child)    # it ends by itself
             source.execute('migrate_cancel')
             wait_migration(source, 'cancelled')
+        elif c.ending == 'destination-killed-after':
+            wait_migration(source, 'completed')
+            during.gap()
+            system.end(destination.child)
+            source.execute('cont')
         else:
             system.end(destination.child)
-            source.execute('migrate-continue', state='pre-switchover')
-            wait_migration(source, 'failed')
-        return stop, source.wait('RESUME', 20)['ns'], source, None
+            if c.ending in PAUSED_BEFORE:
+                source.execute('migrate-continue', state='pre-switchover')
+            if source.wait('MIGRATION', 60, status=ENDS)['data']['status'] \
+                    == 'completed':
+                raise InvalidRun('the migration was complete before the '
+                                 'destination was killed')
+        return (source.wait('STOP', 1)['ns'], during.end(source), source, None,
+                during.sent)
 
+    resume = None
+    if c.burst and c.return_path and not c.waits:
+        resume = during.end(destination)
     wait_migration(source, 'completed')
     downtime = None
-    if c.ending == 'source-killed':
+    if c.paused >= 0:
+        time.sleep(c.paused / 1000)     # the condition
+        destination.execute('cont')
+    elif c.ending == 'source-killed':
         system.end(source.child)
-    resume = destination.wait('RESUME', 20)['ns']
+    resume = resume or during.end(destination)
+    if c.ending == 'source-killed' and c.paused >= 0:   # as libvirt does it
+        system.disown(source.child)
+        source.child.terminate(20)
     stop = source.wait('STOP', 1)['ns']
     if c.copy == 'postcopy' and not any(
             e.get('data', {}).get('status') == 'postcopy-active'
@@ -304,7 +439,7 @@ def migrate(system, source, destination, c, client):
         raise LabError('the migration was complete before postcopy began')
     if c.ending == 'source-kept':
         downtime = source.execute('query-migrate')['downtime']
-    return stop, resume, destination, downtime
+    return stop, resume, destination, downtime, during.sent
 
 
 def tap_statistic(system, host, name):
@@ -319,6 +454,13 @@ def tap_statistic(system, host, name):
 def tap_drops(system, host):
     """Frames that found the TAP's queue full."""
     return tap_statistic(system, host, 'tx_dropped')
+
+
+def filter_statistics(*qmps):
+    """{host: what query-netfilter-stats says}, of the QEMUs that are left."""
+    return {host: qmp.execute('query-netfilter-stats')
+            for host, qmp in zip('ab', qmps)
+            if qmp.child.process.poll() is None}
 
 
 def hosts_of_guest(c, migrating):
@@ -365,7 +507,8 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
     made = products.build(say).resolve()
     migrating = mode != 'control'
     state = booted(c, log('boot'), say)
-    stop = resume = downtime = tcp = None
+    stop = resume = downtime = tcp = in_stop = None
+    stats = {}
 
     with System(c.txqueuelen, c.link, c.cards) as system:
         started = time.monotonic()
@@ -395,14 +538,24 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
                 log('bulk') + '.log')
             if c.tcp_mb:
                 system.disown(bulk)         # it ends by itself
+        sniff = mode == 'ours' and c.paused >= 0
         if migrating:
             b = start_qemu(system, 'b', c, log('b'),
                            ['-incoming', incoming('b'),
                             # it must be set before the QEMU listens
                             *(['-global', 'migration.x-multifd=on']
                               if c.multifd else ()),
+                            *(['-S'] if c.waits else ()),
+                            *(announce.TRACES if sniff else ()),
                             *(secure(pairs(c, 'b'), 'client')
                               if mode == 'ours' else ())])
+            for qmp in (a, b):
+                if mode == 'ours':
+                    unprivileged.check_no_packet_socket(qmp.child)
+                if not c.privileged:
+                    unprivileged.check(qmp.child)
+        if sniff:
+            heard = announce.Capture(system, 'b', log('b') + '.log')
 
         number = random.randrange(1, 1 << 31)
         ours, theirs, _ = map(','.join, zip(*CARDS[:c.cards]))
@@ -416,7 +569,8 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         # a TCG guest is slow until it has translated what it does
         guest.ask(f'wait received {target}', 30)
         if migrating:
-            stop, resume, last, downtime = migrate(system, a, b, c, client)
+            stop, resume, last, downtime, in_stop = migrate(
+                system, a, b, c, client, log('stop'))
             target = client.counters('status')['sent']
         client.ask(f'wait sent {target + int(c.after * c.rate)}', c.after + 20)
 
@@ -431,6 +585,13 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         if c.tls:
             sniffer.check()
         check_vhost(last, c)
+        if mode == 'ours':
+            unprivileged.check_no_packet_socket(last.child)
+            stats = filter_statistics(a, b)
+        if sniff:
+            backlog, later = heard.check()
+            say(f'announced {later:.1f} ms after the guest had the {backlog} '
+                'frames of the backlog')
 
         # The answers travel behind the last data packets, see stream.c.
         client.ask('stop')
@@ -445,7 +606,7 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         'boot_s': round(boot, 2),
         'stop_window_ms': ms(resume - stop) if migrating else None,
         'reported_downtime_ms': downtime, 'tcp': tcp,
-        'queue_full_drops': drops}
+        'sent_in_stop': in_stop, 'filters': stats, 'queue_full_drops': drops}
     result.update(evaluate(guest_records, client_records, at_guest, at_client,
                            stop, resume, c.cards))
     return result

@@ -42,7 +42,7 @@ CONDITIONS = Conditions(bandwidth=1000, link=2000)
 def filters(host, c):
     other = {'a': 'b', 'b': 'a'}[host]
     return [*capture(c.privileged, host),
-            *inject(other, 'm1', f',reconnect-ms={RECONNECT_MS}')]
+            *inject(c.privileged, other, 'm1', f',reconnect-ms={RECONNECT_MS}')]
 
 
 def usage(qmp):

@@ -30,6 +30,7 @@ from . import LabError
 from .patience import Patience, cpu_time, sizes
 
 PREFIX = 'qemulab'
+GROUP = 77                      # of interfaces that are to be deleted
 NETNS = Path('/run/netns')
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
@@ -38,7 +39,8 @@ CLIENT_ADDRESS, CLIENT_MAC = '10.77.0.1', '52:54:00:77:00:01'
 GUEST_ADDRESS, GUEST_MAC = '10.77.0.2', '52:54:00:77:00:02'
 # of each network card: the client's address, the guest's, and its MAC address
 CARDS = ((CLIENT_ADDRESS, GUEST_ADDRESS, GUEST_MAC),
-         ('10.79.0.1', '10.79.0.2', '52:54:00:79:00:02'))
+         *((f'10.{n}.0.1', f'10.{n}.0.2', f'52:54:00:{n}:00:02')
+           for n in range(79, 86)))
 LINK_ADDRESS = {'a': '10.78.0.1', 'b': '10.78.0.2'}
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -209,6 +211,27 @@ class System:
 
     def ip(self, namespace, *args):
         return ip('-n', self.name(namespace), *args)
+
+    def let_in(self, user):
+        """Let processes of USER connect to the monitors' sockets."""
+        os.chmod(self.tmp, 0o711)
+        for path in Path(self.tmp).glob('qmp-*'):
+            os.chown(path, user, -1)
+
+    def delete_interfaces(self, namespace, log):
+        """Start to delete those of add_interfaces(), in one go."""
+        child = self.start('ip', namespace, ['ip', 'link', 'delete', 'group',
+                                             str(GROUP)], log)
+        self.disown(child)
+        return child
+
+    def add_interfaces(self, namespace, number):
+        """Pairs of veths that nothing uses."""
+        batch = Path(self.tmp, 'batch')
+        batch.write_text(''.join(
+            f'link add x{n} group {GROUP} type veth peer name y{n}\n'
+            for n in range(number)))
+        self.ip(namespace, '-batch', str(batch))
 
     def add_bridge(self, namespace, *ports):
         """Ports of a bridge without spanning tree forward at once."""

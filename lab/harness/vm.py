@@ -51,6 +51,7 @@ DISK = 256 << 20                # a sparse file, holds what comes out
 MODULES = ('virtio_pci', 'virtio_blk', 'tun', 'vhost_net', 'veth', 'bridge',
            '8021q', 'sch_tbf')
 PROGRAMS = {'ip': 'iproute2', 'tc': 'iproute2', 'bridge': 'iproute2',
+            'setpriv': 'util-linux',
             'tcpdump': 'tcpdump'}       # in which Debian package
 PYTHON = Path('/usr/bin/python3')
 # Large parts of Python's library that nothing here uses
@@ -141,8 +142,12 @@ def test_programs(build):
 
 def guests(command):
     """Those that COMMAND needs; one that is missing is booted in the VM."""
-    two = any('cards' in a or a in ('--all', '--only') for a in command)
-    return [migrate.Conditions(cards=n + 1) for n in range(1 + two)]
+    cards = {1}
+    if {'--all', '--only'} & set(command):
+        cards |= {2, 8}
+    elif '--cards' in command[:-1]:
+        cards.add(int(command[command.index('--cards') + 1]))
+    return [migrate.Conditions(cards=n) for n in sorted(cards)]
 
 
 def image(command, extra, made):

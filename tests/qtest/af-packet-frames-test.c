@@ -1218,7 +1218,7 @@ static void test_multiqueue_netdev(void)
         { "netdev=n0,in_netdev=n0", false },
         { "netdev=n0,queue=rx,out_netdev=n0", false },
         { "netdev=n0,in_netdev=n0,outdev=c0,enable_when_running=off,"
-          "enable_when_stopped=on", false },
+          "enable_when_stopped=on", true },
     };
     const int n = 256;
     g_autofree char *options = NULL;

@@ -451,8 +451,6 @@ static void test_no_helper(void)
         const char *start;
     } cases[] = {
         { CAPTURE, "'in_netdev': cannot open a packet socket on 'qtap0'" },
-        { CAPTURE ONLY_STOPPED,
-          "'in_netdev': cannot open a packet socket on 'qtap0'" },
         { INJECT, "'out_netdev': cannot open a packet socket on 'qtap0'" },
     };
     int i;
@@ -468,6 +466,8 @@ static void test_no_helper(void)
         assert_contains(desc, "'packet_helper'");
         assert_contains(desc, "'fd' with 'af-packet-mode'");
     }
+    /* For a stopped VM there is nothing to open */
+    filter_add(&e, "f0", CAPTURE ONLY_STOPPED);
     env_stop(&e);
 }
 

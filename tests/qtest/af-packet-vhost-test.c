@@ -45,279 +45,26 @@
 #include <linux/if_packet.h>
 #include <netinet/in.h>
 #include <poll.h>
-#include <sys/mman.h>
-#include "af-packet-helpers.h"
-#include "libqos/malloc-pc.h"
-#include "libqos/pci-pc.h"
-#include "libqos/virtio-pci.h"
+#include "af-packet-guest.h"
 #include "qobject/qdict.h"
-#include "qemu/atomic.h"
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
-#include "qemu/units.h"
-#include "standard-headers/linux/virtio_config.h"
-#include "standard-headers/linux/virtio_net.h"
-#include "standard-headers/linux/virtio_ring.h"
-
-#define RAM_MIB 16
-#define NIC_SLOT 4
-#define RX_QUEUE 0
-#define TX_QUEUE 1
-
-/* Longer frames take several of these */
-#define RX_BUF_LEN 2048
-
-/* With mergeable buffers, or virtio 1 */
-#define GUEST_HDR_LEN sizeof(struct virtio_net_hdr_mrg_rxbuf)
-
-#define FEATURES ((1ULL << VIRTIO_F_VERSION_1) |        \
-                  (1ULL << VIRTIO_NET_F_MRG_RXBUF) |    \
-                  (1ULL << VIRTIO_NET_F_CSUM) |         \
-                  (1ULL << VIRTIO_NET_F_GUEST_CSUM) |   \
-                  (1ULL << VIRTIO_NET_F_GUEST_TSO4))
 
 /* More than a ring holds, less than the queue of a TAP */
 #define MANY 300
 
 
-/* The guest and its driver */
+/* The guest */
 
-typedef struct Guest {
-    Env e;
-    Tap *tap;                   /* made by QEMU, whose vhost empties it */
-    char *ram;                  /* shared with QEMU, begins at address 0 */
-    QGuestAllocator alloc;
-    QPCIBus *bus;
-    QVirtioPCIDevice *dev;
-    QVirtQueue *rx, *tx;
-} Guest;
-
-/* The shortest and the longest that Ethernet has, in turns */
-static size_t seq_len(uint32_t seq)
+static void vm_start(Guest *g, const char *ifname, const char *options)
 {
-    return seq % 2 ? 1514 : 64;
-}
-
-static void vm_start(Guest *g, const char *ifname, bool mq,
-                     const char *options)
-{
-    static const char bios[64 * 1024];
-    g_autofree char *path = g_strdup_printf("%s/bios", tmpdir);
-    g_autofree char *ram = g_strdup_printf("%s/ram", tmpdir);
-    g_autofree char *args =
-        g_strdup_printf("-m %d -bios %s "
-                        "-object memory-backend-file,id=ram0,mem-path=%s,"
-                        "size=%dM,share=on "
-                        "-netdev tap,id=n0,ifname=%s,script=no,downscript=no,"
-                        "vhost=on,vhostforce=on%s "
-                        "-device virtio-net-pci,netdev=n0,romfile=,addr=%d%s "
-                        "%s", RAM_MIB, path, ram, RAM_MIB, ifname,
-                        mq ? ",queues=2" : "", NIC_SLOT, mq ? ",mq=on" : "",
-                        options);
-    int fd;
-
-    /* No firmware runs, but there must be some */
-    g_assert_true(g_file_set_contents(path, bios, sizeof(bios), NULL));
-    memset(g, 0, sizeof(*g));
-    env_init(&g->e);
-    env_start_full(&g->e, 0, false, "pc,memory-backend=ram0", args);
-    unlink(path);
-
-    fd = open(ram, O_RDWR | O_CLOEXEC);
-    g_assert_cmpint(fd, !=, -1);
-    unlink(ram);
-    g->ram = mmap(NULL, RAM_MIB * MiB, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
-                  0);
-    g_assert_true(g->ram != MAP_FAILED);
-    close(fd);
-
-    g->tap = &g->e.tap[0];
-    pstrcpy(g->tap->name, sizeof(g->tap->name), ifname);
-    if_set_up(ifname, true);
-    g->tap->host = packet_socket(ifname, SOCK_RAW, 0);
-}
-
-static void vm_stop(Guest *g)
-{
-    close(g->tap->host);
-    munmap(g->ram, RAM_MIB * MiB);
-    env_stop(&g->e);
-}
-
-/* The receive ring in the memory of @g, with all of its buffers */
-static struct vring ring_of(Guest *g)
-{
-    return (struct vring) {
-        .num = g->rx->size,
-        .desc = (void *)(g->ram + g->rx->desc),
-        .avail = (void *)(g->ram + g->rx->avail),
-        .used = (void *)(g->ram + g->rx->used),
-    };
-}
-
-static void ring_give(Guest *g, uint32_t id)
-{
-    struct vring ring = ring_of(g);
-    uint16_t idx = lduw_le_p(&ring.avail->idx);
-
-    stw_le_p(&ring.avail->ring[idx % ring.num], id);
-    /* The entry before the index */
-    smp_wmb();
-    stw_le_p(&ring.avail->idx, idx + 1);
-    /* The index before the flags are read */
-    smp_mb();
-}
-
-static void ring_start(Guest *g)
-{
-    struct vring ring;
-    uint64_t buf;
-    int i;
-
-    g->rx = qvirtqueue_setup(&g->dev->vdev, &g->alloc, RX_QUEUE);
-    ring = ring_of(g);
-    buf = guest_alloc(&g->alloc, RX_BUF_LEN * ring.num);
-    for (i = 0; i < ring.num; i++) {
-        stq_le_p(&ring.desc[i].addr, buf + i * RX_BUF_LEN);
-        stl_le_p(&ring.desc[i].len, RX_BUF_LEN);
-        stw_le_p(&ring.desc[i].flags, VRING_DESC_F_WRITE);
-        ring_give(g, i);
-    }
-}
-
-static void driver_start(Guest *g)
-{
-    QPCIAddress addr = { .devfn = QPCI_DEVFN(NIC_SLOT, 0) };
-    QVirtioDevice *vdev;
-
-    pc_alloc_init(&g->alloc, g->e.qts, ALLOC_NO_FLAGS);
-    g->bus = qpci_new_pc(g->e.qts, &g->alloc);
-    g->dev = virtio_pci_new(g->bus, &addr);
-    g_assert_nonnull(g->dev);
-    qvirtio_pci_device_enable(g->dev);
-    vdev = &g->dev->vdev;
-    qvirtio_start_device(vdev);
-    qvirtio_set_features(vdev, qvirtio_get_features(vdev) & FEATURES);
-    ring_start(g);
-    g->tx = qvirtqueue_setup(vdev, &g->alloc, TX_QUEUE);
-    qvirtio_set_driver_ok(vdev);
+    guest_vm_start(g, ifname, 1, true, "", options);
 }
 
 static void guest_start(Guest *g, const char *options)
 {
-    vm_start(g, "qtap0", false, options);
+    vm_start(g, "qtap0", options);
     driver_start(g);
-}
-
-static void guest_stop(Guest *g)
-{
-    const QVirtioBus *bus = g->dev->vdev.bus;
-
-    /* QEMU has not tried to use a ring behind vhost's back */
-    g_assert_cmphex(bus->get_status(&g->dev->vdev) &
-                    VIRTIO_CONFIG_S_NEEDS_RESET, ==, 0);
-    qvirtqueue_cleanup(bus, g->tx, &g->alloc);
-    qvirtqueue_cleanup(bus, g->rx, &g->alloc);
-    qvirtio_pci_device_disable(g->dev);
-    g_free(g->dev->pdev);
-    g_free(g->dev);
-    qpci_free_pc(g->bus);
-    alloc_destroy(&g->alloc);
-    vm_stop(g);
-}
-
-/* A used buffer to the end of @frame, and back to the device */
-static bool ring_take(Guest *g, GByteArray *frame)
-{
-    struct vring ring = ring_of(g);
-    struct vring_used_elem *elem;
-    uint32_t id, len;
-
-    if (lduw_le_p(&ring.used->idx) == g->rx->last_used_idx) {
-        return false;
-    }
-    /* The index before the entry */
-    smp_rmb();
-    elem = &ring.used->ring[g->rx->last_used_idx++ % ring.num];
-    id = ldl_le_p(&elem->id);
-    len = ldl_le_p(&elem->len);
-    g_assert_cmpint(id, <, ring.num);
-    g_assert_cmpint(len, <=, RX_BUF_LEN);
-    g_byte_array_append(frame, (uint8_t *)g->ram +
-                        ldq_le_p(&ring.desc[id].addr), len);
-
-    ring_give(g, id);
-    if (!(lduw_le_p(&ring.used->flags) & VRING_USED_F_NO_NOTIFY)) {
-        g->dev->vdev.bus->virtqueue_kick(&g->dev->vdev, g->rx);
-    }
-    return true;
-}
-
-/* The next frame, without its header, which is in @hdr */
-static void ring_recv(Guest *g, GByteArray *frame,
-                      struct virtio_net_hdr_mrg_rxbuf *hdr)
-{
-    int n;
-
-    g_byte_array_set_size(frame, 0);
-    patience_begin();
-    while (!ring_take(g, frame)) {
-        patience_check();
-        g_thread_yield();
-    }
-    g_assert_cmpint(frame->len, >, GUEST_HDR_LEN);
-    memcpy(hdr, frame->data, GUEST_HDR_LEN);
-    /* All buffers of a frame become used at once */
-    for (n = lduw_le_p(&hdr->num_buffers); n > 1; n--) {
-        g_assert_true(ring_take(g, frame));
-    }
-    g_byte_array_remove_range(frame, 0, GUEST_HDR_LEN);
-}
-
-/* The next frames are those from @begin to before @end */
-static void ring_expect(Guest *g, uint32_t begin, uint32_t end)
-{
-    g_autoptr(GByteArray) frame = g_byte_array_new();
-    struct virtio_net_hdr_mrg_rxbuf hdr;
-
-    for (; begin < end; begin++) {
-        ring_recv(g, frame, &hdr);
-        assert_frame(frame->data, frame->len, begin, seq_len(begin));
-        g_assert_cmpint(hdr.hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM, ==, 0);
-        g_assert_cmpint(hdr.hdr.gso_type, ==, VIRTIO_NET_HDR_GSO_NONE);
-    }
-}
-
-/* The guest sends a frame, which the host has when this returns */
-static void guest_send(Guest *g, uint32_t seq)
-{
-    uint8_t buf[GUEST_HDR_LEN + FRAME_LEN] = { 0 };
-    uint64_t addr = guest_alloc(&g->alloc, sizeof(buf));
-    uint32_t id;
-
-    frame_fill(buf + GUEST_HDR_LEN, seq, FRAME_LEN);
-    qtest_memwrite(g->e.qts, addr, buf, sizeof(buf));
-    id = qvirtqueue_add(g->e.qts, g->tx, addr, sizeof(buf), false, false);
-    qvirtqueue_kick(g->e.qts, &g->dev->vdev, g->tx, id);
-    patience_begin();
-    while (!qvirtqueue_get_buf(g->e.qts, g->tx, NULL, NULL)) {
-        patience_check();
-    }
-}
-
-/* The host sends the frames from @begin to before @end */
-static void send_range(Guest *g, uint32_t begin, uint32_t end)
-{
-    for (; begin < end; begin++) {
-        host_send(g->tap, begin, seq_len(begin));
-    }
-}
-
-/* And all of them arrive, so that none is on its way */
-static void send_and_drain(Guest *g, uint32_t begin, uint32_t end)
-{
-    send_range(g, begin, end);
-    ring_expect(g, begin, end);
 }
 
 /* The next messages of a capture are those frames */
@@ -900,12 +647,12 @@ static void test_multiqueue(const void *data)
     static const char *const props[] = {
         "netdev=n0,in_netdev=n0",
         "netdev=n0,outdev=c0,enable_when_stopped=on",
-        "netdev=n0,in_netdev=n0,outdev=c0" ONLY_STOPPED,
     };
     Guest g;
     int i;
 
-    vm_start(&g, "qtap0", true, "-netdev hubport,id=h0,hubid=0");
+    guest_vm_start(&g, "qtap0", 2, true, ",mq=on",
+                   "-netdev hubport,id=h0,hubid=0");
     driver_start(&g);
     for (i = 0; i < ARRAY_SIZE(props); i++) {
         g_autofree char *desc = error_desc(object_add(&g.e,
@@ -914,6 +661,10 @@ static void test_multiqueue(const void *data)
 
         g_assert_true(g_str_has_prefix(desc, "multiqueue is not supported: "));
     }
+
+    /* The frames of a stopped VM come from all queues */
+    filter_add(&g.e, "f0", "netdev=n0,in_netdev=n0,outdev=c0" ONLY_STOPPED);
+    filter_del(&g.e, "f0");
 
     /* There is one interface; a filter may be on its netdev, or on another */
     filter_add(&g.e, "f0", "netdev=n0,in_netdev=n0,outdev=c0");
@@ -927,21 +678,6 @@ static void test_multiqueue(const void *data)
 
 
 /* Migration */
-
-/*
- * The driver and the rings of @a are now in @b.  The driver must not have
- * received since the migration began: QEMU does not see what is written to
- * shared memory, and would not send it again.
- */
-static void guest_move(Guest *a, Guest *b)
-{
-    b->bus = a->bus;
-    b->dev = a->dev;
-    b->rx = a->rx;
-    b->tx = a->tx;
-    b->alloc = a->alloc;
-    b->bus->qts = b->e.qts;
-}
 
 typedef struct Migration {
     const char *name;
@@ -975,7 +711,7 @@ static void test_migration(const void *data)
                           "-chardev socket,id=m0,path=%s/m0,server=on,wait=off "
                           "-object filter-redirector,id=inj0,netdev=n0,"
                           "indev=m0,out_netdev=n0%s", uri, tmpdir, m->vnet);
-    vm_start(&b, "qtap1", false, inj);
+    vm_start(&b, "qtap1", inj);
     rarp = packet_socket(b.tap->name, SOCK_RAW, ETH_P_RARP);
     qtest_qmp_assert_success(b.e.qts, "{ 'execute': 'migrate-set-parameters',"
                              " 'arguments': { 'announce-rounds': 1 } }");
@@ -1008,7 +744,7 @@ static void test_migration(const void *data)
     ring_expect(&b, 2 * MANY + 30, 3 * MANY);
     send_and_drain(&b, 3 * MANY, 3 * MANY + 10);
     wait_migration(&a.e, "completed");
-    vm_stop(&a);
+    guest_vm_stop(&a);
     guest_send(&b, 0);
     assert_silent(&b.e, rarp);
     close(rarp);
@@ -1033,9 +769,7 @@ static void test_migration_cancel(const void *data)
     for (seq = 1000; seq <= 5000; seq += 1000) {
         migrate_to_pause(&g.e, uri);
         send_range(&g, seq, seq + MANY);
-        if (m->in_netdev[0]) {
-            capture_expect(g.e.chr[0], seq, seq + MANY);
-        }
+        capture_expect(g.e.chr[0], seq, seq + MANY);
         assert_silent(&g.e, g.e.chr[0]);
         /* Some that QEMU has not read when the VM runs again */
         vm_stall(&g.e, true);

@@ -751,9 +751,33 @@ static void test_inject(void)
     env_stop(&e);
 }
 
-/* While a VM waits for its migration, broadcasts come from both hosts */
+/* A VM that arrives from this file runs without a memory or a NIC's state */
+static char *migration_file_make(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/migration", tmpdir);
+    char *uri = g_strdup_printf("file:%s", path);
+    Env e;
+
+    env_start(&e, 0, "");
+    migration_start(&e, uri);
+    wait_migration(&e, "completed");
+    env_stop(&e);
+    return uri;
+}
+
+static void migration_file_load(Env *e, const char *uri)
+{
+    qtest_qmp_assert_success(e->qts, "{ 'execute': 'migrate-incoming',"
+                             " 'arguments': { 'uri': %s } }", uri);
+    qtest_qmp_eventwait(e->qts, "RESUME");
+    unlink(strchr(uri, ':') + 1);
+}
+
+/* A broadcast from the source that is in this host's queue, too */
 static void test_flooded(void)
 {
+    g_autoptr(GByteArray) wire = g_byte_array_new();
+    g_autofree char *uri = migration_file_make();
     uint8_t frame[FRAME_LEN];
     Env e;
 
@@ -765,10 +789,22 @@ static void test_flooded(void)
         g_assert_cmpint(send(e.tap[0].host, frame, FRAME_LEN, 0), ==,
                         FRAME_LEN);
     }
-    host_send(&e.tap[0], 2, FRAME_LEN);
-    wait_traffic(&e, "f0", "tx", 3, 3 * FRAME_LEN);
-    g_assert_cmpint(count(&e, "f0", "flooded"), ==, 2);
-    g_assert_cmpint(count(&e, "f0", "tx.taken"), ==, 2);
+    host_send(&e.tap[0], 3, FRAME_LEN);
+    wire_append(wire, -1, NULL, frame, FRAME_LEN);
+    wire_append_seq(wire, -1, 2, FRAME_LEN);
+    write_all(e.chr[0], wire->data, wire->len);
+    wait_traffic(&e, "f0", "indev", 2, 2 * FRAME_LEN);
+    g_assert_cmpint(count(&e, "f0", "held.packets"), ==, 2);
+
+    migration_file_load(&e, uri);
+    wait_count(&e, "f0", "switchover.direct", 1);
+    wait_count(&e, "f0", "switchover.delivered", 2);
+    wait_count(&e, "f0", "flooded", 2);
+    g_assert_cmpint(count(&e, "f0", "held.packets"), ==, 0);
+    g_assert_cmpint(count(&e, "f0", "switchover.read"), ==, 3);
+    g_assert_cmpint(count(&e, "f0", "tx.packets"), ==, 3);
+    g_assert_cmpint(count(&e, "f0", "tx.taken"), ==, 0);
+    assert_absent(&e, "f0", "out-netdev");
     assert_dropped(&e, "f0", NULL, 0);
     env_stop(&e);
 }
@@ -918,8 +954,7 @@ static void test_switchover(void)
     env_start(&e, 1, "");
     filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0" ONLY_STOPPED);
     assert_absent(&e, "f0", "in-netdev");
-    assert_string(&e, "f0", "given-back.netdev", "n0");
-    assert_link(&e, "f0", "given-back", "qtap0", "up");
+    assert_absent(&e, "f0", "given-back");
     migrate_pause(&e);
     host_send(&e.tap[0], 0, FRAME_LEN);
     wait_traffic(&e, "f0", "tx", 1, FRAME_LEN);
@@ -930,28 +965,46 @@ static void test_switchover(void)
         host_send(&e.tap[0], i, 200);
     }
     wait_traffic(&e, "f0", "outdev", 3, 600);
-    g_assert_cmpint(count(&e, "f0", "tx.taken"), ==, 3);
+    /* They have not been in the chain */
+    g_assert_cmpint(count(&e, "f0", "tx.packets"), ==, 1);
     g_assert_cmpint(count(&e, "f0", "held.packets"), ==, 3);
-    g_assert_cmpint(count(&e, "f0", "given-back.packets"), ==, 0);
+    g_assert_cmpint(count(&e, "f0", "switchover.read"), ==, 3);
+    g_assert_cmpint(count(&e, "f0", "switchover.sent"), ==, 3);
+    g_assert_cmpint(count(&e, "f0", "switchover.acknowledged"), ==, 0);
+    g_assert_cmpint(count(&e, "f0", "switchover.given-back"), ==, 0);
+    g_assert_cmpint(count(&e, "f0", "switchover.peak"), ==, 3);
+    g_assert_cmpint(count(&e, "f0", "switchover.peak-size"), ==,
+                    3 * (8 + VNET_HDR_LEN + 200));
 
     migrate_cancel(&e);
-    wait_traffic(&e, "f0", "given-back", 3, 600);
+    wait_count(&e, "f0", "switchover.given-back", 3);
+    wait_traffic(&e, "f0", "tx", 4, FRAME_LEN + 600);
     g_assert_cmpint(count(&e, "f0", "held.packets"), ==, 0);
     for (int i = 0; i <= 3; i++) {
         wire_expect(e.guest[0], i, i ? 200 : FRAME_LEN);
     }
     assert_dropped(&e, "f0", NULL, 0);
+
+    /* Once the migration is complete, its peer has what it has taken */
+    migrate_to_pause(&e, uri);
+    host_send(&e.tap[0], 4, 200);
+    migrate_continue(&e);
+    wait_migration(&e, "completed");
+    wait_count(&e, "f0", "switchover.acknowledged", 1);
+    wait_count(&e, "f0", "held.packets", 0);
+    g_assert_cmpint(count(&e, "f0", "switchover.peak"), ==, 3);
     env_stop(&e);
     unlink(strchr(uri, ':') + 1);
 }
 
 /*
- * Without vnet headers to outdev, what they say must be done: it cannot with
- * these.  They come from another filter, as the kernel would not have them.
+ * For a guest whose NIC has no vnet headers, what they say must be done: it
+ * cannot with these.  They come from the source, as the kernel would not have
+ * them.
  */
 static void test_metadata(void)
 {
-    g_autofree char *uri = g_strdup_printf("file:%s/migration", tmpdir);
+    g_autofree char *uri = migration_file_make();
     g_autoptr(GByteArray) wire = g_byte_array_new();
     struct virtio_net_hdr checksum = {
         .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM,
@@ -965,31 +1018,28 @@ static void test_metadata(void)
     uint8_t frame[FRAME_LEN];
     Env e;
 
-    if (!virtio_net_start(&e)) {
-        return;
-    }
-    filter_add(&e, "f0", "netdev=n0,queue=tx,indev=c0,vnet_hdr_support=on");
-    filter_add(&e, "f1", "netdev=n0,queue=tx,in_netdev=n0,outdev=c1"
-               ONLY_STOPPED);
-    migrate_pause(&e);
-    migrate_to_pause(&e, uri);
+    env_start(&e, 1, "-incoming defer");
+    filter_add(&e, "f0", "netdev=n0,indev=c0,vnet_hdr_support=on");
     frame_fill(frame, 1, FRAME_LEN);
     wire_append(wire, VNET_HDR_LEN, &checksum, frame, FRAME_LEN);
     wire_append(wire, VNET_HDR_LEN, &gso, frame, FRAME_LEN);
     wire_append(wire, VNET_HDR_LEN, &gso, frame, FRAME_LEN);
     wire_append_seq(wire, VNET_HDR_LEN, 2, FRAME_LEN);
     write_all(e.chr[0], wire->data, wire->len);
-    wire_expect(e.chr[1], 2, FRAME_LEN);
-    wait_traffic(&e, "f1", "tx", 4, 4 * FRAME_LEN);
-    g_assert_cmpint(count(&e, "f1", "dropped.invalid"), ==, 1);
-    g_assert_cmpint(count(&e, "f1", "dropped.gso"), ==, 2);
+    wait_traffic(&e, "f0", "indev", 4, 4 * FRAME_LEN);
+    migration_file_load(&e, uri);
+    wire_expect(e.guest[0], 2, FRAME_LEN);
+    wait_count(&e, "f0", "held.packets", 0);
+    g_assert_cmpint(count(&e, "f0", "dropped.invalid"), ==, 1);
+    g_assert_cmpint(count(&e, "f0", "dropped.gso"), ==, 2);
+    g_assert_cmpint(count(&e, "f0", "tx.packets"), ==, 1);
     env_stop(&e);
-    unlink(strchr(uri, ':') + 1);
 }
 
 /* Those that the TAP's queue had no room for meanwhile */
 static void test_queue_full(void)
 {
+    g_autofree char *uri = g_strdup_printf("file:%s/migration", tmpdir);
     Env e;
 
     env_init(&e);
@@ -1000,15 +1050,26 @@ static void test_queue_full(void)
         return;
     }
     env_start_full(&e, 1, true, "none", "");
-    filter_add(&e, "f0", "netdev=n0,outdev=c0" ONLY_STOPPED);
-    vm_run(&e, false);
-    for (int i = 0; i < 30; i++) {
+    filter_add(&e, "f0", "netdev=n0,outdev=c0" ONLY_STOPPED ",hold_limit=1");
+    migrate_pause(&e);
+    migrate_to_pause(&e, uri);
+    /* Then the limit is reached */
+    host_send(&e.tap[0], 0, FRAME_LEN);
+    wait_count(&e, "f0", "switchover.read", 1);
+    assert_dropped(&e, "f0", NULL, 0);
+    for (int i = 1; i <= 30; i++) {
         host_send(&e.tap[0], i, FRAME_LEN);
     }
-    g_assert_cmpint(if_tx_dropped("qtap0"), >=, 10);
-    vm_run(&e, true);
-    wait_dropped(&e, "f0", "queue-full", if_tx_dropped("qtap0"));
+    g_assert_cmpint(if_tx_dropped("qtap0"), ==, 20);
+    wait_dropped(&e, "f0", "queue-full", 20);
+    g_assert_cmpint(count(&e, "f0", "switchover.read"), ==, 1);
+    migrate_cancel(&e);
+    for (int i = 0; i <= 10; i++) {
+        wire_expect(e.guest[0], i, FRAME_LEN);
+    }
+    assert_dropped(&e, "f0", "queue-full", 20);
     env_stop(&e);
+    unlink(strchr(uri, ':') + 1);
 }
 
 
@@ -1091,8 +1152,19 @@ static void test_hmp(void)
                "  indev: c1 (connected) packets=1 bytes=13\n"
                "  out_netdev: n0 (qtap0, up) packets=0 bytes=0\n"
                "  held: packets=0 size=0 limit=1000 no_room=0\n"
-               "  flooded: packets=0\n"
                "  dropped: invalid=1\n");
+    filter_add(&e, "f0", "netdev=n0,queue=tx,outdev=s0" ONLY_STOPPED);
+    assert_hmp(&e, "info netfilter-stats f0",
+               "f0: type=filter-redirector,netdev=n0,queue=tx,status=on,"
+               "inactive\n"
+               "  tx: packets=0 bytes=0 taken=0\n"
+               "  rx: packets=0 bytes=0 taken=0\n"
+               "  outdev: s0 (no peer) packets=0 bytes=0 queued=0"
+               " queued_size=0\n"
+               "  held: packets=0 size=0 limit=67108864 no_room=0\n"
+               "  switchover: read=0 sent=0 acknowledged=0 delivered=0"
+               " given_back=0 direct=0 peak=0 peak_size=0 drain_time=0us\n"
+               "  dropped: none\n");
     assert_hmp(&e, "info netfilter-stats nope",
                "Error: net filter 'nope' not found; ");
 
@@ -1185,7 +1257,8 @@ static void wait_line(Env *e, const char *path, size_t *pos, const char *line)
 
 /* As in the manual */
 #define TRACE_OPTIONS "-trace 'filter_*' -trace 'qio_channel_packet_*' "      \
-                      "-trace 'tcp_chr_packet_*' -trace 'packet_helper_*' "
+                      "-trace 'tcp_chr_packet_*' -trace 'packet_helper_*' "    \
+                      "-trace 'switchover_*' "
 
 static void trace_start(Env *e, int taps, const char *path)
 {
@@ -1342,25 +1415,22 @@ static void test_trace_switchover(void)
 
     trace_start(&e, 1, path);
     filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0" ONLY_STOPPED);
+    wait_line(&e, path, &pos, "switchover_transport id=f0 connected=1\n");
     migrate_pause(&e);
-    vm_run(&e, false);
-    wait_line(&e, path, &pos, "filter_switchover_state id=f0 state=leave ");
-    vm_run(&e, true);
     migrate_to_pause(&e, uri);
-    wait_line(&e, path, &pos, "filter_switchover_armed id=f0\n");
-    wait_line(&e, path, &pos, "filter_switchover_state id=f0 state=copy ");
-    /* More than one turn's: all are back before what comes then */
+    wait_line(&e, path, &pos, "switchover_begin netdev=n0 frames=0\n");
     host_send_range(&e.tap[0], 0, 900, FRAME_LEN);
     wire_expect_range(e.chr[0], 0, 900, FRAME_LEN);
     migrate_cancel(&e);
-    wait_line(&e, path, &pos, "filter_switchover_give_back id=f0 packets=900 ");
-    wait_line(&e, path, &pos, " held_packets=0 held_bytes=0\n");
-    wait_line(&e, path, &pos,
-              "filter_activity_update id=f0 active=0 status=1 vm_running=1\n");
+    wait_line(&e, path, &pos, "switchover_give_back netdev=n0 frames=900 ");
+    wait_line(&e, path, &pos, "switchover_hold netdev=n0 frames=900 ");
+    wait_line(&e, path, &pos, "switchover_finish netdev=n0 delivered=0"
+              " given_back=900 direct=0 ");
     migrate_to_pause(&e, uri);
     migrate_continue(&e);
+    wait_line(&e, path, &pos, "switchover_begin netdev=n0 frames=0\n");
     wait_migration(&e, "completed");
-    wait_line(&e, path, &pos, "filter_switchover_state id=f0 state=move ");
+    wait_line(&e, path, &pos, "switchover_wait done=1 ");
     env_stop(&e);
     unlink(path);
     unlink(strchr(uri, ':') + 1);
@@ -1398,31 +1468,28 @@ static void test_trace_armed(void)
 static void test_trace_announce(void)
 {
     g_autofree char *path = g_strdup_printf("%s/trace", tmpdir);
-    g_autofree char *uri = g_strdup_printf("file:%s/migration", tmpdir);
+    g_autofree char *uri = migration_file_make();
     g_autofree char *options =
         g_strdup_printf("-incoming defer " TRACE_OPTIONS "-D %s", path);
     size_t pos = 0;
-    Env a, b;
-
-    env_start(&a, 0, "");
-    migration_start(&a, uri);
-    wait_migration(&a, "completed");
-    env_stop(&a);
+    Env b;
 
     env_start(&b, 1, options);
     filter_add(&b, "f0", "netdev=n0,indev=c0,out_netdev=n0");
     wire_send(b.chr[0], 1, FRAME_LEN);
-    wait_line(&b, path, &pos, "filter_packet_held id=f0 held=1 ");
-    qtest_qmp_assert_success(b.qts, "{ 'execute': 'migrate-incoming',"
-                             " 'arguments': { 'uri': %s } }", uri);
-    wait_line(&b, path, &pos,
-              "filter_activity_update id=f0 active=1 status=1 vm_running=1\n");
-    wait_line(&b, path, &pos, "filter_packet_held id=f0 held=0 ");
-    wait_line(&b, path, &pos, "filter_packet_announce id=f0 nic=h0\n");
+    wait_count(&b, "f0", "held.packets", 1);
+    migration_file_load(&b, uri);
+    wait_line(&b, path, &pos, "switchover_hold netdev=n0 frames=0 ");
+    wait_line(&b, path, &pos, "switchover_arrival_phase id=f0 phase=backlog"
+              " received=1 frames=1\n");
+    wait_line(&b, path, &pos, "switchover_arrival_announce id=f0 nic=h0\n");
+    wait_line(&b, path, &pos, "switchover_arrival_phase id=f0 phase=over"
+              " received=1 frames=0\n");
+    wait_line(&b, path, &pos, "switchover_finish netdev=n0 delivered=1"
+              " given_back=0 direct=0 ");
     wire_expect(b.guest[0], 1, FRAME_LEN);
     env_stop(&b);
     unlink(path);
-    unlink(strchr(uri, ':') + 1);
 }
 
 /* Which channel, on which interface, a chardev has */

@@ -1,0 +1,1709 @@
+/*
+ * QTest testcase for the frames of a VM that is migrated
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+/*
+ * Two QEMUs with a TAP and a virtio-net-pci each, whose driver is the test
+ * (af-packet-guest.h), and filters for the frames that come while the VM is
+ * migrated from one to the other:
+ *
+ *   host -> tap of the source -> filter -> m0 -> filter -> ring -> the test
+ *   host -> tap of the destination ----------------------> ring
+ *
+ * After the migration the same driver goes on with the destination's memory and
+ * registers, as a real one would; it goes on at the source if that runs again.
+ *
+ * As in af-packet-test.c a frame's bytes follow from its number.  All frames
+ * that the guest gets are collected until all are there that were sent, and
+ * then no other may come.  A time limit is one without progress.
+ *
+ * Each case is there with QEMU reading the TAP, and, where there is a
+ * /dev/vhost-net, with vhost.
+ *
+ * Tested: all frames, once, in order: of a migration that completes, fails, is
+ * cancelled, or whose destination dies, at any time; at a high rate, on several
+ * queues; with a destination that waits for 'cont'; what the network is told,
+ * and when; a guest that takes nothing; what is refused; that the thread is
+ * there only when it is needed.
+ *
+ * Not tested: a real guest, TCP, the network between hosts: see lab/ of the
+ * series; peers that are no QEMU: see af-packet-migration-test.c.
+ *
+ * Needs root, which unshare(1) gives in a user namespace, too.
+ */
+
+#include "qemu/osdep.h"
+#include <glib/gstdio.h>
+#include <linux/if_packet.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include "af-packet-guest.h"
+#include "qobject/qdict.h"
+#include "qobject/qlist.h"
+#include "qemu/atomic.h"
+#include "qemu/bswap.h"
+#include "qemu/cutils.h"
+#include "qemu/sockets.h"
+#include "qapi/error.h"
+
+/* More than a ring holds, less than the queue of a TAP */
+#define MANY 300
+
+/* Direct frames have numbers from here on */
+#define DIRECT 1000000
+
+
+/* Two hosts */
+
+typedef struct Setup {
+    const char *name;
+    int pairs;                  /* of queues; 0 means 1 */
+    bool vhost;
+    bool paused;                /* the destination has -S */
+    bool no_return_path;
+    const char *source;         /* more of its filter, or NULL */
+    const char *arrival;        /* likewise */
+} Setup;
+
+typedef struct Pair {
+    Setup setup;
+    Guest from, to;
+    char *uri, *m0, *stderr_to;
+    int rarp;                   /* announcements at the destination */
+    GArray *got;                /* numbers of the frames that the guest got */
+    int64_t last;               /* when the last one came, in us */
+} Pair;
+
+static Setup setup_of(const void *data)
+{
+    return data ? *(const Setup *)data : (Setup) { 0 };
+}
+
+static void to_start(Pair *p, const char *machine_options)
+{
+    g_autofree char *options =
+        g_strdup_printf("-name to,debug-threads=on -incoming defer %s "
+                        "-chardev socket,id=m0,path=%s,server=on,wait=off "
+                        "-object filter-redirector,id=inj0,netdev=n0,indev=m0,"
+                        "vnet_hdr_support=on%s %s 2>>%s",
+                        p->setup.paused ? "-S" : "", p->m0,
+                        p->setup.arrival ?: "", machine_options, p->stderr_to);
+    const char *device = machine_options[0] ? NULL :
+                         p->setup.pairs > 1 ? ",mq=on" : "";
+
+    guest_vm_start(&p->to, "qtap1", p->setup.pairs, p->setup.vhost, device,
+                   options);
+    p->rarp = packet_socket("qtap1", SOCK_RAW, ETH_P_RARP);
+    qtest_qmp_assert_success(p->to.e.qts, "{ 'execute':"
+                             " 'migrate-set-parameters',"
+                             " 'arguments': { 'announce-rounds': 1 } }");
+    if (!p->setup.no_return_path) {
+        migrate_capability(&p->to.e, "return-path");
+    }
+    qtest_qmp_assert_success(p->to.e.qts, "{ 'execute': 'migrate-incoming',"
+                             " 'arguments': { 'uri': %s } }", p->uri);
+}
+
+/* @listens: the source waits for the destination to connect, not vice versa */
+static void from_start(Pair *p)
+{
+    g_autofree char *options =
+        g_strdup_printf("-name from,debug-threads=on "
+                        "-chardev socket,id=m0,path=%s,reconnect-ms=100 "
+                        "-object filter-redirector,id=cap0,netdev=n0,outdev=m0"
+                        ONLY_STOPPED ",vnet_hdr_support=on%s", p->m0,
+                        p->setup.source ?: "");
+
+    guest_vm_start(&p->from, "qtap0", p->setup.pairs, p->setup.vhost,
+                   p->setup.pairs > 1 ? ",mq=on" : "", options);
+    if (!if_set_queue_len("qtap0", 1000)) {
+        g_test_message("the length of the TAP's queue is not ours");
+    }
+    migrate_pause(&p->from.e);
+    if (!p->setup.no_return_path) {
+        migrate_capability(&p->from.e, "return-path");
+    }
+}
+
+static void pair_init(Pair *p, const Setup *setup)
+{
+    memset(p, 0, sizeof(*p));
+    p->setup = *setup;
+    p->setup.pairs = MAX(p->setup.pairs, 1);
+    p->uri = g_strdup_printf("unix:%s/migration", tmpdir);
+    p->m0 = g_strdup_printf("%s/m0", tmpdir);
+    p->stderr_to = g_strdup_printf("%s/stderr", tmpdir);
+    p->got = g_array_new(false, false, sizeof(uint32_t));
+}
+
+/* And a driver, and frames have been through all of the source's queues */
+static void pair_start(Pair *p, const Setup *setup)
+{
+    pair_init(p, setup);
+    to_start(p, "");
+    from_start(p);
+    driver_start(&p->from);
+    if (p->setup.pairs == 1) {
+        send_and_drain(&p->from, 0, 10);
+    }
+}
+
+/* A QEMU that dies without doing anything any more */
+static void vm_kill(Guest *g)
+{
+    pid_t pid = qtest_pid(g->e.qts);
+    siginfo_t info;
+
+    g_assert_cmpint(kill(pid, SIGKILL), ==, 0);
+    g_assert_cmpint(waitid(P_PID, pid, &info, WEXITED | WNOWAIT), ==, 0);
+    /* It would be an error to qtest_quit(): its QTestState stays */
+    g_assert_false(qtest_probe_child(g->e.qts));
+    g->e.qts = NULL;
+}
+
+static void vm_stop(Guest *g)
+{
+    if (g->e.qts) {
+        guest_vm_stop(g);
+    }
+}
+
+/* @guest: the one with the driver, or NULL if there is none */
+static void pair_stop(Pair *p, Guest *guest)
+{
+    if (guest) {
+        Guest *other = guest == &p->from ? &p->to : &p->from;
+
+        vm_stop(other);
+        guest_stop(guest);
+    } else {
+        vm_stop(&p->from);
+        vm_stop(&p->to);
+    }
+    close(p->rarp);
+    unlink(p->m0);
+    unlink(strchr(p->uri, ':') + 1);
+    unlink(p->stderr_to);
+    g_array_unref(p->got);
+    g_free(p->stderr_to);
+    g_free(p->m0);
+    g_free(p->uri);
+}
+
+
+/* What the guest gets */
+
+static bool collect_some(Pair *p, Guest *g)
+{
+    g_autoptr(GByteArray) frame = g_byte_array_new();
+    struct virtio_net_hdr_mrg_rxbuf hdr;
+    guint before = p->got->len;
+
+    for (int pair = 0; pair < g->pairs; pair++) {
+        for (int i = 0; i < 256 && ring_poll(g, pair, frame, &hdr); i++) {
+            uint32_t seq;
+
+            g_assert_cmpint(frame->len, >=, 64);
+            seq = ldl_be_p(frame->data + SEQ_OFFSET);
+            assert_frame(frame->data, frame->len, seq, seq_len(seq));
+            g_array_append_val(p->got, seq);
+        }
+    }
+    if (p->got->len != before) {
+        p->last = g_get_monotonic_time();
+    }
+    return p->got->len != before;
+}
+
+static void assert_progress(Pair *p)
+{
+    g_assert_cmpint(g_get_monotonic_time() - p->last, <, TIME_LIMIT * 1000);
+}
+
+/* Until it has got @n frames, since the last collect_begin() */
+static void collect(Pair *p, Guest *g, guint n)
+{
+    p->last = g_get_monotonic_time();
+    while (p->got->len < n) {
+        if (!collect_some(p, g)) {
+            assert_progress(p);
+            g_thread_yield();
+        }
+    }
+    g_assert_cmpuint(p->got->len, ==, n);
+}
+
+static void collect_begin(Pair *p)
+{
+    g_array_set_size(p->got, 0);
+}
+
+/* The guest gets nothing more: what was on its way has arrived */
+static void assert_no_more(Pair *p, Guest *g)
+{
+    guint before = p->got->len;
+
+    vm_answers(&g->e);
+    collect_some(p, g);
+    g_assert_cmpuint(p->got->len, ==, before);
+}
+
+static uint32_t got(Pair *p, guint i)
+{
+    return g_array_index(p->got, uint32_t, i);
+}
+
+/* From number @at on, it has got the frames from @begin to before @end */
+static void assert_got(Pair *p, guint at, uint32_t begin, uint32_t end)
+{
+    g_assert_cmpuint(p->got->len, >=, at + end - begin);
+    for (; begin < end; begin++) {
+        g_assert_cmpuint(got(p, at++), ==, begin);
+    }
+}
+
+/* Exactly these, wherever they are, in order */
+static void assert_got_in_order(Pair *p, uint32_t begin, uint32_t end)
+{
+    for (guint i = 0; i < p->got->len; i++) {
+        uint32_t seq = got(p, i);
+
+        if ((seq >= DIRECT) == (begin >= DIRECT)) {
+            g_assert_cmpuint(seq, ==, begin);
+            begin++;
+        }
+    }
+    g_assert_cmpuint(begin, ==, end);
+}
+
+static uint64_t source_stat(Pair *p, const char *name)
+{
+    return filter_stat(&p->from.e, "cap0", "switchover", name);
+}
+
+static uint64_t arrival_stat(Pair *p, const char *name)
+{
+    return filter_stat(&p->to.e, "inj0", "switchover", name);
+}
+
+/* Until a number of query-netfilter-stats is reached */
+static void wait_stat(Guest *g, const char *id, const char *group,
+                      const char *name, uint64_t n)
+{
+    int64_t last = g_get_monotonic_time();
+    uint64_t before = UINT64_MAX, now;
+
+    while ((now = filter_stat(&g->e, id, group, name)) != n) {
+        if (now != before) {
+            before = now;
+            last = g_get_monotonic_time();
+        }
+        g_assert_cmpint(g_get_monotonic_time() - last, <, TIME_LIMIT * 1000);
+    }
+}
+
+static void wait_held(Pair *p, uint64_t n)
+{
+    wait_stat(&p->to, "inj0", "held", "packets", n);
+}
+
+/*
+ * More than a TAP's queue has room for, so in parts as the reader takes them.
+ * QEMU's main loop may stand still.
+ */
+static void send_read(Pair *p, uint32_t begin, uint32_t end)
+{
+    uint64_t taken = if_tx_packets("qtap0");
+
+    while (begin < end) {
+        uint32_t n = MIN(MANY, end - begin);
+        int64_t limit = g_get_monotonic_time() + TIME_LIMIT * 1000;
+
+        send_range(&p->from, begin, begin + n);
+        begin += n;
+        taken += n;
+        while (if_tx_packets("qtap0") < taken) {
+            g_assert_cmpint(g_get_monotonic_time(), <, limit);
+            g_usleep(100);
+        }
+    }
+}
+
+/* The first @n frames of the source are in the ring before an announcement */
+static void collect_announced(Pair *p, guint n)
+{
+    bool announced = false;
+
+    p->last = g_get_monotonic_time();
+    while (!announced) {
+        announced = readable(p->rarp);
+        /* What was in the ring then, is there now */
+        smp_mb();
+        while (collect_some(p, &p->to)) {
+            /* All of it */
+        }
+        assert_progress(p);
+    }
+    g_assert_cmpuint(p->got->len, >=, n);
+    rarp_expect(p->rarp);
+}
+
+/* Up to the moment in which both VMs are stopped */
+static void pair_migrate(Pair *p)
+{
+    collect_begin(p);
+    migrate_to_pause(&p->from.e, p->uri);
+}
+
+/* The VM runs at the destination, with the driver */
+static void pair_arrive(Pair *p)
+{
+    qtest_qmp_eventwait(p->to.e.qts, "RESUME");
+    guest_move(&p->from, &p->to);
+}
+
+
+/* Threads */
+
+/* Those of the reader in a QEMU; the last one's id is in @tid */
+static int count_readers(Guest *g, pid_t *tid)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/task",
+                                            qtest_pid(g->e.qts));
+    g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
+    const char *name;
+    int n = 0;
+
+    g_assert_nonnull(dir);
+    while ((name = g_dir_read_name(dir))) {
+        g_autofree char *file = g_strdup_printf("%s/%s/comm", path, name);
+        g_autofree char *comm = NULL;
+
+        if (g_file_get_contents(file, &comm, NULL, NULL) &&
+            !strcmp(comm, "switchover\n")) {
+            n++;
+            if (tid) {
+                *tid = atoi(name);
+            }
+        }
+    }
+    return n;
+}
+
+/* It gives itself its name, and it may take a while until it ends */
+static pid_t wait_readers(Guest *g, int n)
+{
+    int64_t end = g_get_monotonic_time() + TIME_LIMIT * 1000;
+    pid_t tid = 0;
+
+    while (count_readers(g, &tid) != n) {
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        vm_answers(&g->e);
+    }
+    return tid;
+}
+
+static void wait_no_reader(Guest *g)
+{
+    wait_readers(g, 0);
+}
+
+
+/* A migration that completes */
+
+static void test_complete(const void *data)
+{
+    Setup s = setup_of(data);
+    bool limited = s.arrival && strstr(s.arrival, "hold_limit");
+    uint32_t n = 10;
+    int before = count_packet_sockets(), sockets;
+    Pair p;
+
+    pair_start(&p, &s);
+    /* The test's own: to send at two TAPs, and for announcements */
+    sockets = count_packet_sockets();
+    g_assert_cmpint(sockets, ==, before + 3);
+    send_and_drain(&p.from, n, n + MANY);
+    n += MANY;
+    g_assert_cmpint(count_readers(&p.from, NULL), ==, 0);
+    g_assert_cmpint(count_readers(&p.to, NULL), ==, 0);
+
+    pair_migrate(&p);
+    send_range(&p.to, DIRECT, DIRECT + 100);
+    send_read(&p, n, n + 5 * MANY);
+    if (!limited) {
+        wait_held(&p, 5 * MANY);
+    }
+    wait_readers(&p.from, 1);
+    g_assert_cmpint(count_packet_sockets(), ==, sockets);
+    g_assert_false(readable(p.rarp));
+    migrate_continue(&p.from.e);
+    send_range(&p.from, n + 5 * MANY, n + 6 * MANY);
+    if (s.paused) {
+        wait_migration(&p.from.e, "completed");
+        wait_migration(&p.to.e, "completed");
+        g_assert_false(readable(p.rarp));
+        vm_run(&p.to.e, true);
+    }
+    pair_arrive(&p);
+
+    /* All that was there when it ran, before direct ones */
+    collect_announced(&p, limited ? 0 : 5 * MANY);
+    collect(&p, &p.to, 6 * MANY + 100);
+    assert_got(&p, 0, n, n + 6 * MANY);
+    assert_got(&p, 6 * MANY, DIRECT, DIRECT + 100);
+    wait_migration(&p.from.e, "completed");
+    wait_migration(&p.to.e, "completed");
+
+    /* Until all of the network knows, frames still come to the source */
+    collect_begin(&p);
+    send_range(&p.from, n + 6 * MANY, n + 7 * MANY);
+    collect(&p, &p.to, MANY);
+    send_range(&p.to, DIRECT, DIRECT + MANY);
+    collect(&p, &p.to, 2 * MANY);
+    send_range(&p.from, n + 7 * MANY, n + 8 * MANY);
+    send_range(&p.to, DIRECT + MANY, DIRECT + 2 * MANY);
+    collect(&p, &p.to, 4 * MANY);
+    assert_got_in_order(&p, n + 6 * MANY, n + 8 * MANY);
+    assert_got_in_order(&p, DIRECT, DIRECT + 2 * MANY);
+    assert_no_more(&p, &p.to);
+    wait_stat(&p.from, "cap0", "switchover", "acknowledged", 8 * MANY);
+    g_assert_cmpuint(source_stat(&p, "read"), ==, 8 * MANY);
+    g_assert_cmpuint(arrival_stat(&p, "delivered"), ==, 8 * MANY);
+    g_assert_false(readable(p.rarp));
+    wait_no_reader(&p.to);
+    g_assert_cmpint(count_packet_sockets(), ==, sockets);
+    vm_stop(&p.from);
+    p.from.e.qts = NULL;
+
+    /* Those that are asked for later are QEMU's */
+    qtest_qmp_assert_success(p.to.e.qts, "{ 'execute': 'announce-self',"
+                             " 'arguments': { 'initial': 50, 'max': 50,"
+                             " 'rounds': 1, 'step': 10 } }");
+    rarp_expect(p.rarp);
+
+    /* And as any VM goes on */
+    send_range(&p.to, 0, MANY);
+    ring_expect(&p.to, 0, MANY);
+    pair_stop(&p, &p.to);
+}
+
+static const Setup completes[] = {
+    { "plain" },
+    { "netdevs", .source = ",in_netdev=n0", .arrival = ",out_netdev=n0" },
+    { "no-return-path", .no_return_path = true },
+    { "paused", .paused = true },
+    { "limit", .arrival = ",hold_limit=1000" },
+};
+
+/*
+ * However many frames wait at the destination: once the source says that the
+ * migration is complete, and may be killed, the guest has them, and the network
+ * knows where it is
+ */
+static void test_announced(const void *data)
+{
+    const int many = 8000;
+    Setup s = setup_of(data);
+    bool completed = false;
+    Pair p;
+
+    s.source = ",drain_timeout=10000";
+    pair_start(&p, &s);
+    pair_migrate(&p);
+    send_read(&p, 1000, 1000 + many);
+    wait_held(&p, many);
+    migrate_continue(&p.from.e);
+    pair_arrive(&p);
+    p.last = g_get_monotonic_time();
+    while (!completed) {
+        QDict *resp = qtest_qmp_assert_success_ref(p.from.e.qts,
+                                                   "{ 'execute':"
+                                                   " 'query-migrate' }");
+
+        completed = !strcmp(qdict_get_str(resp, "status"), "completed");
+        qobject_unref(resp);
+        if (completed) {
+            /* As good as dead */
+            vm_stall(&p.from.e, true);
+            vm_stall(&p.to.e, true);
+        }
+        while (collect_some(&p, &p.to)) {
+            /* All of it */
+        }
+        assert_progress(&p);
+    }
+    g_assert_true(readable(p.rarp));
+    g_assert_cmpuint(p.got->len, ==, many);
+    assert_got(&p, 0, 1000, 1000 + many);
+    vm_stall(&p.from.e, false);
+    vm_stall(&p.to.e, false);
+    pair_stop(&p, &p.to);
+}
+
+
+/* At a high rate */
+
+#define LOAD_RATE 200000        /* frames per second */
+#define LOAD_FRAMES 100000
+#define LOAD_LEN 64
+#define LOAD_FLOWS 8
+#define LOAD_BATCH 32
+
+/* UDP, so that the kernel's choice of a queue depends on the ports */
+#define UDP_OFFSET (ETH_HLEN + 20)
+#define FLOW_OFFSET (UDP_OFFSET + 8)
+
+typedef struct Load {
+    GThread *thread;
+    int fd;
+    int rate;                   /* frames per second */
+    int sent;                   /* atomic */
+    int late;                   /* times that it had no CPU */
+} Load;
+
+/* Frame number @n of all; flows take turns */
+static void load_fill(uint8_t *frame, uint32_t n)
+{
+    uint32_t flow = n % LOAD_FLOWS;
+    uint8_t *udp = frame + UDP_OFFSET;
+
+    frame_fill(frame, n, LOAD_LEN);
+    stw_be_p(frame + 2 * ETH_ALEN, ETH_P_IP);
+    ip_header(frame + ETH_HLEN, IPPROTO_UDP, LOAD_LEN - UDP_OFFSET);
+    stw_be_p(udp, 1000 + flow * 77);
+    stw_be_p(udp + 2, 5000);
+    stw_be_p(udp + 4, LOAD_LEN - UDP_OFFSET);
+    stw_be_p(udp + 6, 0);
+    stl_be_p(frame + FLOW_OFFSET, n);
+}
+
+/*
+ * Best effort: on a busy machine the test shall measure QEMU.  Of this thread,
+ * and of the processes that it starts.
+ */
+static void set_priority(bool high)
+{
+    if (setpriority(PRIO_PROCESS, 0, high ? -20 : 0) < 0) {
+        g_test_message("setpriority: %s", strerror(errno));
+    }
+}
+
+/*
+ * And of the thread on which it depends that the queue does not overflow.  Not
+ * of the one that sends, which takes a CPU: Linux then gives the CPU to others
+ * for up to 50 ms in a second.
+ */
+static void set_realtime(pid_t tid)
+{
+    struct sched_param param = { .sched_priority = 1 };
+
+    if (sched_setscheduler(tid, SCHED_RR, &param) < 0) {
+        g_test_message("sched_setscheduler: %s", strerror(errno));
+    }
+}
+
+/* Hundredths of a second that this host's hypervisor gave to others */
+static uint64_t stolen_ticks(void)
+{
+    g_autofree char *text = NULL;
+    uint64_t n = 0;
+
+    if (g_file_get_contents("/proc/stat", &text, NULL, NULL)) {
+        /* user nice system idle iowait irq softirq steal */
+        sscanf(text, "cpu %*u %*u %*u %*u %*u %*u %*u %" SCNu64, &n);
+    }
+    return n;
+}
+
+static void *load_run(void *opaque)
+{
+    g_autofree uint8_t *frames = g_malloc(LOAD_BATCH * LOAD_LEN);
+    struct mmsghdr msgs[LOAD_BATCH] = { 0 };
+    struct iovec iov[LOAD_BATCH];
+    Load *l = opaque;
+    int64_t begin = g_get_monotonic_time();
+    int sent = 0;
+
+    for (int i = 0; i < LOAD_BATCH; i++) {
+        iov[i].iov_base = frames + i * LOAD_LEN;
+        iov[i].iov_len = LOAD_LEN;
+        msgs[i].msg_hdr.msg_iov = &iov[i];
+        msgs[i].msg_hdr.msg_iovlen = 1;
+    }
+    while (sent < LOAD_FRAMES) {
+        int64_t now = g_get_monotonic_time();
+        int64_t due = (now - begin) * l->rate / G_USEC_PER_SEC - sent;
+
+        if (due > 8 * LOAD_BATCH) {
+            /* It would be a higher rate if it made up for that */
+            begin += (due - LOAD_BATCH) * G_USEC_PER_SEC / l->rate;
+            l->late++;
+            due = LOAD_BATCH;
+        }
+        due = MIN(MIN(due, LOAD_BATCH), LOAD_FRAMES - sent);
+        if (due < 8 && due < LOAD_FRAMES - sent) {
+            g_usleep(20);
+            continue;
+        }
+        for (int i = 0; i < due; i++) {
+            load_fill(frames + i * LOAD_LEN, sent + i);
+        }
+        g_assert_cmpint(RETRY_ON_EINTR(sendmmsg(l->fd, msgs, due, 0)), ==,
+                        due);
+        sent += due;
+        qatomic_set(&l->sent, sent);
+    }
+    return NULL;
+}
+
+static void load_wait(Load *l, int n)
+{
+    while (qatomic_read(&l->sent) < n) {
+        g_usleep(1000);
+    }
+}
+
+/* Returns how many frames found the source's queue full, and were lost */
+static uint64_t load_once(const Setup *s, int rate)
+{
+    g_autoptr(GByteArray) frame = g_byte_array_new();
+    struct virtio_net_hdr_mrg_rxbuf hdr;
+    uint32_t next[LOAD_FLOWS];
+    uint64_t used[GUEST_PAIRS_MAX] = { 0 };
+    uint64_t dropped, stolen, drain = 0;
+    uint8_t expected[LOAD_LEN];
+    int total = 0, queues = 0;
+    int64_t begin, end;
+    Load l = { .rate = rate };
+    Pair p;
+
+    set_priority(true);
+    pair_start(&p, s);
+    dropped = if_tx_dropped("qtap0");
+    l.fd = p.from.tap->host;
+    for (int i = 0; i < LOAD_FLOWS; i++) {
+        next[i] = i;
+    }
+    pair_migrate(&p);
+    set_realtime(wait_readers(&p.from, 1));
+    stolen = stolen_ticks();
+    begin = g_get_monotonic_time();
+    l.thread = g_thread_new("load", load_run, &l);
+    load_wait(&l, LOAD_FRAMES / 2);
+    migrate_continue(&p.from.e);
+    pair_arrive(&p);
+    p.last = g_get_monotonic_time();
+    while (total < LOAD_FRAMES) {
+        bool any = false;
+
+        for (int pair = 0; pair < p.setup.pairs; pair++) {
+            while (ring_poll(&p.to, pair, frame, &hdr)) {
+                uint32_t n = ldl_be_p(frame->data + FLOW_OFFSET);
+
+                load_fill(expected, n);
+                g_assert_cmpmem(frame->data, frame->len, expected, LOAD_LEN);
+                g_assert_cmpuint(n, ==, next[n % LOAD_FLOWS]);
+                next[n % LOAD_FLOWS] += LOAD_FLOWS;
+                used[pair]++;
+                total++;
+                any = true;
+            }
+        }
+        if (any) {
+            p.last = g_get_monotonic_time();
+        } else {
+            assert_progress(&p);
+            if (if_tx_dropped("qtap0") > dropped) {
+                break;
+            }
+            g_thread_yield();
+        }
+    }
+    end = g_get_monotonic_time();
+    g_thread_join(l.thread);
+    stolen = stolen_ticks() - stolen;
+    wait_no_reader(&p.to);
+    drain = arrival_stat(&p, "drain-time");
+    for (int i = 0; i < p.setup.pairs; i++) {
+        queues += used[i] > 0;
+    }
+    g_test_message("%d frames, %d/s, in %" PRId64 " ms, sender late %d times,"
+                   " CPU stolen %" PRIu64 " ms; dropped"
+                   " by the TAP %" PRIu64 "; drain-time %" PRIu64 " us, peak %"
+                   PRIu64 " frames (%" PRIu64 " bytes), %d of %d queues used",
+                   total, rate, (end - begin) / 1000, l.late, stolen * 10,
+                   if_tx_dropped("qtap0") - dropped, drain,
+                   source_stat(&p, "peak"), source_stat(&p, "peak-size"),
+                   queues, p.setup.pairs);
+    dropped = if_tx_dropped("qtap0") - dropped;
+    wait_migration(&p.from.e, "completed");
+    wait_stat(&p.from, "cap0", "dropped", "queue-full", dropped);
+    if (!dropped) {
+        g_assert_cmpuint(if_tx_dropped("qtap1"), ==, 0);
+        g_assert_cmpint(queues, >, p.setup.pairs / 2);
+        wait_stat(&p.from, "cap0", "switchover", "acknowledged", LOAD_FRAMES);
+        assert_no_more(&p, &p.to);
+    }
+    pair_stop(&p, &p.to);
+    set_priority(false);
+    return dropped;
+}
+
+/*
+ * The queue holds what comes in 5 ms.  A machine that others use, too, may not
+ * give the thread a CPU in time; but most times it does.  Where there is vhost,
+ * it may be an emulated one, which cannot do so much.
+ */
+static void test_load(const void *data)
+{
+    Setup s = setup_of(data);
+    int rate = LOAD_RATE;
+
+    for (int turns = 0; load_once(&s, rate); turns++) {
+        g_assert_cmpint(turns, <, 10);
+        if (s.vhost) {
+            rate /= 2;
+            g_assert_cmpint(rate, >, 10000);
+        }
+    }
+}
+
+static const Setup loads[] = {
+    { "1-queue" },
+    { "4-queues", .pairs = 4 },
+};
+
+
+/* Given back */
+
+/* And the VM runs again at the source: it gets the frames, and later ones */
+static void expect_given_back(Pair *p, uint32_t begin, uint32_t end)
+{
+    collect(p, &p->from, end - begin);
+    assert_got(p, 0, begin, end);
+    send_range(&p->from, 0, 10);
+    ring_expect(&p->from, 0, 10);
+    assert_no_more(p, &p->from);
+    wait_no_reader(&p->from);
+    g_assert_cmpuint(filter_stat(&p->from.e, "cap0", "held", "packets"), ==, 0);
+}
+
+/* By migrate_cancel, again and again; the destinations that wait go */
+static void test_cancel(const void *data)
+{
+    Setup s = setup_of(data);
+    Pair p;
+
+    pair_start(&p, &s);
+    for (uint32_t seq = 1000; seq < 20000; seq += 5000) {
+        pair_migrate(&p);
+        send_read(&p, seq, seq + 3000);
+        wait_held(&p, 3000);
+        qtest_set_expected_status(p.to.e.qts, EXIT_FAILURE);
+        migrate_cancel_send(&p.from.e);
+        send_range(&p.from, seq + 3000, seq + 3000 + MANY);
+        migrate_cancel_wait(&p.from.e);
+        expect_given_back(&p, seq, seq + 3000 + MANY);
+        qtest_wait_qemu(p.to.e.qts);
+        vm_stop(&p.to);
+        close(p.rarp);
+        to_start(&p, "");
+    }
+    g_assert_cmpuint(source_stat(&p, "acknowledged"), ==, 0);
+    g_assert_cmpuint(source_stat(&p, "given-back"), >=, 4 * 3000);
+    pair_stop(&p, &p.from);
+}
+
+/* The destination dies before the source goes on */
+static void test_killed_before(const void *data)
+{
+    Setup s = setup_of(data);
+    Pair p;
+
+    pair_start(&p, &s);
+    pair_migrate(&p);
+    send_read(&p, 1000, 3000);
+    wait_held(&p, 2000);
+    vm_kill(&p.to);
+    send_read(&p, 3000, 4000);
+    qtest_qmp_send(p.from.e.qts, "{ 'execute': 'migrate-continue',"
+                   " 'arguments': { 'state': 'pre-switchover' } }");
+    qobject_unref(qtest_qmp_receive(p.from.e.qts));
+    qtest_qmp_eventwait(p.from.e.qts, "RESUME");
+    expect_given_back(&p, 1000, 4000);
+    pair_stop(&p, &p.from);
+}
+
+/* And while the source waits for it to have loaded the state */
+static void test_killed_during(const void *data)
+{
+    Setup s = setup_of(data);
+    Pair p;
+
+    pair_start(&p, &s);
+    pair_migrate(&p);
+    send_read(&p, 1000, 3000);
+    wait_held(&p, 2000);
+    vm_stall(&p.to.e, true);
+    qtest_qmp_send(p.from.e.qts, "{ 'execute': 'migrate-continue',"
+                   " 'arguments': { 'state': 'pre-switchover' } }");
+    qobject_unref(qtest_qmp_receive(p.from.e.qts));
+    send_range(&p.from, 3000, 3000 + MANY);
+    if (s.no_return_path) {
+        wait_migration(&p.from.e, "completed");
+        send_read(&p, 3000 + MANY, 4000);
+        vm_kill(&p.to);
+        vm_run(&p.from.e, true);
+    } else {
+        send_read(&p, 3000 + MANY, 4000);
+        vm_kill(&p.to);
+    }
+    qtest_qmp_eventwait(p.from.e.qts, "RESUME");
+    expect_given_back(&p, 1000, 4000);
+    pair_stop(&p, &p.from);
+}
+
+/* It was told to wait, and dies when the source has been told "completed" */
+static void test_killed_after(const void *data)
+{
+    Setup s = setup_of(data);
+    Pair p;
+
+    s.paused = true;
+    pair_start(&p, &s);
+    pair_migrate(&p);
+    send_read(&p, 1000, 3000);
+    migrate_continue(&p.from.e);
+    send_range(&p.from, 3000, 3000 + MANY);
+    wait_migration(&p.from.e, "completed");
+    wait_migration(&p.to.e, "completed");
+    send_read(&p, 3000 + MANY, 4000);
+    wait_held(&p, 3000);
+    vm_kill(&p.to);
+    send_range(&p.from, 4000, 4000 + MANY);
+    vm_answers(&p.from.e);
+    g_assert_cmpuint(source_stat(&p, "acknowledged"), ==, 0);
+    vm_run(&p.from.e, true);
+    qtest_qmp_eventwait(p.from.e.qts, "RESUME");
+    expect_given_back(&p, 1000, 4000 + MANY);
+    pair_stop(&p, &p.from);
+}
+
+/*
+ * Its guest has had some of the frames, and said so: these do not come again.
+ * It takes no more than its ring has room for.
+ */
+static void test_killed_running(const void *data)
+{
+    Setup s = setup_of(data);
+    int64_t last;
+    uint64_t n;
+    Pair p;
+
+    pair_start(&p, &s);
+    pair_migrate(&p);
+    send_read(&p, 1000, 3000);
+    wait_held(&p, 2000);
+    migrate_continue(&p.from.e);
+    qtest_qmp_eventwait(p.to.e.qts, "RESUME");
+    wait_migration(&p.from.e, "completed");
+    /* More only if this took a second, in which the guest took nothing */
+    last = g_get_monotonic_time();
+    while ((n = source_stat(&p, "acknowledged")) < p.from.rx[0]->size) {
+        g_assert_cmpint(g_get_monotonic_time() - last, <, TIME_LIMIT * 1000);
+    }
+    vm_stall(&p.to.e, true);
+    vm_answers(&p.from.e);
+    n = source_stat(&p, "acknowledged");
+    g_test_message("the guest had %" PRIu64 " frames", n);
+    vm_kill(&p.to);
+    vm_run(&p.from.e, true);
+    qtest_qmp_eventwait(p.from.e.qts, "RESUME");
+    expect_given_back(&p, 1000 + n, 3000);
+    pair_stop(&p, &p.from);
+}
+
+/* Or fails, if the connection ended before all was sent */
+static bool migration_completes(Pair *p)
+{
+    int64_t begin = g_get_monotonic_time();
+
+    for (;;) {
+        QDict *resp = qtest_qmp_assert_success_ref(p->from.e.qts,
+                                                   "{ 'execute':"
+                                                   " 'query-migrate' }");
+        g_autofree char *status = g_strdup(qdict_get_str(resp, "status"));
+
+        qobject_unref(resp);
+        if (!strcmp(status, "completed") || !strcmp(status, "failed")) {
+            return status[0] == 'c';
+        }
+        g_assert_cmpint(g_get_monotonic_time() - begin, <, TIME_LIMIT * 1000);
+    }
+}
+
+/* It cannot load the state, and the source cannot know */
+static void test_cannot_load(const void *data)
+{
+    Setup s = setup_of(data);
+    Pair p;
+
+    s.no_return_path = true;
+    pair_init(&p, &s);
+    to_start(&p, "-device e1000,netdev=n0,romfile=");
+    qtest_set_expected_status(p.to.e.qts, EXIT_FAILURE);
+    from_start(&p);
+    driver_start(&p.from);
+    send_and_drain(&p.from, 0, 10);
+    pair_migrate(&p);
+    send_read(&p, 1000, 2000);
+    wait_held(&p, 1000);
+    migrate_continue(&p.from.e);
+    qtest_wait_qemu(p.to.e.qts);
+    send_range(&p.from, 2000, 2000 + MANY);
+    if (migration_completes(&p)) {
+        vm_run(&p.from.e, true);
+    }
+    qtest_qmp_eventwait(p.from.e.qts, "RESUME");
+    expect_given_back(&p, 1000, 2000 + MANY);
+    pair_stop(&p, &p.from);
+}
+
+
+/* A destination that waits for 'cont', and a source that ends */
+
+typedef struct Paused {
+    const char *name;
+    int ms;                     /* until 'cont' */
+    bool quit;                  /* the source, by QMP, before that */
+    bool sigterm;               /* the same by a signal */
+    bool vhost;
+} Paused;
+
+static const Paused pauses[] = {
+    { "0-ms", 0 },
+    { "20-ms", 20 },
+    { "300-ms", 300 },
+    { "quit", 100, .quit = true },
+    { "sigterm", 100, .sigterm = true },
+};
+
+static void test_paused(const void *data)
+{
+    const Paused *t = data;
+    Setup s = { .paused = true, .vhost = t->vhost };
+    Pair p;
+
+    pair_start(&p, &s);
+    pair_migrate(&p);
+    send_read(&p, 1000, 3000);
+    migrate_continue(&p.from.e);
+    wait_migration(&p.from.e, "completed");
+    if (t->quit) {
+        qtest_qmp_send(p.from.e.qts, "{ 'execute': 'quit' }");
+    } else if (t->sigterm) {
+        g_assert_cmpint(kill(qtest_pid(p.from.e.qts), SIGTERM), ==, 0);
+    }
+    /* It has been told to end, but the network does not know yet */
+    send_range(&p.from, 3000, 3000 + MANY);
+    send_range(&p.to, DIRECT, DIRECT + MANY);
+    if (t->ms) {
+        wait_held(&p, 2000 + MANY);
+        g_usleep(t->ms * 1000);
+    }
+    g_assert_false(readable(p.rarp));
+    qtest_qmp_assert_success(p.to.e.qts, "{ 'execute': 'cont' }");
+    pair_arrive(&p);
+    collect_announced(&p, t->ms ? 2000 + MANY : 0);
+    collect(&p, &p.to, 2000 + 2 * MANY);
+    assert_got(&p, 0, 1000, 3000 + MANY);
+    assert_got_in_order(&p, DIRECT, DIRECT + MANY);
+    assert_no_more(&p, &p.to);
+    if (t->quit || t->sigterm) {
+        qtest_wait_qemu(p.from.e.qts);
+    }
+    /* One only, as it was asked for */
+    g_assert_false(readable(p.rarp));
+    pair_stop(&p, &p.to);
+}
+
+
+/* A guest that takes nothing */
+
+/* It is told of them, the network of the guest, and all goes on */
+static void expect_given_up(Pair *p, uint64_t n)
+{
+    int64_t begin = g_get_monotonic_time();
+
+    wait_fd(p->rarp, POLLIN);
+    g_test_message("announced after %" PRId64 " ms",
+                   (g_get_monotonic_time() - begin) / 1000);
+    g_assert_cmpint(g_get_monotonic_time() - begin, >, 500 * 1000);
+    rarp_expect(p->rarp);
+    wait_stat(&p->to, "inj0", "dropped", "guest", n);
+    wait_warned_once(&p->to.e, p->stderr_to, "the guest took no frame");
+    wait_held(p, 0);
+    wait_no_reader(&p->to);
+    wait_migration(&p->from.e, "completed");
+    wait_migration(&p->to.e, "completed");
+}
+
+static void test_guest_no_driver(const void *data)
+{
+    Setup s = setup_of(data);
+    Pair p;
+
+    pair_init(&p, &s);
+    to_start(&p, "");
+    from_start(&p);
+    pair_migrate(&p);
+    send_read(&p, 1000, 2000);
+    wait_held(&p, 1000);
+    migrate_continue(&p.from.e);
+    qtest_qmp_eventwait(p.to.e.qts, "RESUME");
+    expect_given_up(&p, 1000);
+    pair_stop(&p, NULL);
+}
+
+static void test_guest_ring_full(const void *data)
+{
+    Setup s = setup_of(data);
+    uint64_t n;
+    Pair p;
+
+    pair_start(&p, &s);
+    pair_migrate(&p);
+    send_read(&p, 1000, 2000);
+    wait_held(&p, 1000);
+    migrate_continue(&p.from.e);
+    pair_arrive(&p);
+    wait_fd(p.rarp, POLLIN);
+    n = arrival_stat(&p, "delivered");
+    g_assert_cmpuint(n, >, 0);
+    g_assert_cmpuint(n, <, 1000);
+    wait_stat(&p.to, "inj0", "dropped", "guest", 1000 - n);
+    wait_warned_once(&p.to.e, p.stderr_to, "the guest took no frame");
+    rarp_expect(p.rarp);
+    wait_migration(&p.from.e, "completed");
+
+    /* It is there again, and so are new frames */
+    collect(&p, &p.to, n);
+    assert_got(&p, 0, 1000, 1000 + n);
+    wait_no_reader(&p.to);
+    send_range(&p.to, 0, 10);
+    ring_expect(&p.to, 0, 10);
+    assert_no_more(&p, &p.to);
+    pair_stop(&p, &p.to);
+}
+
+
+/* One destination after another */
+
+/* The first one's process ends; the next one's guest gets all */
+static void test_second_destination(const void *data)
+{
+    Setup s = setup_of(data);
+    Pair p;
+
+    pair_start(&p, &s);
+    pair_migrate(&p);
+    send_read(&p, 1000, 2000);
+    wait_held(&p, 1000);
+    vm_kill(&p.to);
+    qtest_qmp_assert_success(p.from.e.qts, "{ 'execute': 'migrate_cancel' }");
+    qtest_qmp_eventwait(p.from.e.qts, "RESUME");
+    expect_given_back(&p, 1000, 2000);
+
+    close(p.rarp);
+    to_start(&p, "");
+    pair_migrate(&p);
+    send_read(&p, 3000, 5000);
+    wait_held(&p, 2000);
+    migrate_continue(&p.from.e);
+    pair_arrive(&p);
+    collect_announced(&p, 2000);
+    assert_got(&p, 0, 3000, 5000);
+    wait_migration(&p.from.e, "completed");
+    assert_no_more(&p, &p.to);
+    pair_stop(&p, &p.to);
+}
+
+/*
+ * The source was told "completed", its peer dies while it waits for 'cont', and
+ * another process takes its place at the same address: it gets all.
+ */
+static void test_second_peer(const void *data)
+{
+    Setup s = setup_of(data);
+    struct virtio_net_hdr hdr;
+    int listener, fd;
+    uint8_t hello[16] = { 0 };
+    Pair p;
+
+    s.paused = true;
+    pair_start(&p, &s);
+    pair_migrate(&p);
+    send_read(&p, 1000, 2000);
+    migrate_continue(&p.from.e);
+    wait_migration(&p.from.e, "completed");
+    wait_held(&p, 1000);
+    vm_kill(&p.to);
+    unlink(p.m0);
+    listener = unix_listen(p.m0, &error_abort);
+    wait_fd(listener, POLLIN);
+    fd = accept(listener, NULL, NULL);
+    g_assert_cmpint(fd, !=, -1);
+    /* HELLO, as message.h has it */
+    memcpy(hello, "QSWC", 4);
+    stl_be_p(hello + 4, 1);
+    write_all(fd, hello, sizeof(hello));
+    /* START, perhaps behind frames of one that did not know of HELLO */
+    for (uint32_t seq = 1000; seq < 2000; ) {
+        uint8_t head[8], rest[8];
+
+        wait_fd(fd, POLLIN);
+        g_assert_cmpint(recv(fd, head, sizeof(head), MSG_WAITALL), ==, 8);
+        if (!memcmp(head, "QSWC", 4)) {
+            g_assert_cmpint(recv(fd, rest, sizeof(rest), MSG_WAITALL), ==, 8);
+            g_assert_cmpint(ldl_be_p(head + 4), ==, 3);
+            seq = 1000;
+        } else {
+            size_t len = ldl_be_p(head), hdr_len = lduw_be_p(head + 6);
+            g_autofree uint8_t *buf = g_malloc(len);
+
+            g_assert_cmpint(recv(fd, buf, len, MSG_WAITALL), ==, len);
+            memcpy(&hdr, buf, sizeof(hdr));
+            assert_frame(buf + hdr_len, len - hdr_len, seq, seq_len(seq));
+            seq++;
+        }
+    }
+    close(fd);
+    close(listener);
+    pair_stop(&p, NULL);
+}
+
+/* No peer has come until the source was told "completed"; then it gets all */
+static void test_late_peer(const void *data)
+{
+    Setup s = setup_of(data);
+    g_autofree char *path = NULL, *later = NULL;
+    Pair p;
+
+    s.paused = true;
+    pair_init(&p, &s);
+    path = p.m0;
+    later = p.m0 = g_strdup_printf("%s-later", path);
+    to_start(&p, "");
+    p.m0 = g_steal_pointer(&path);
+    from_start(&p);
+    driver_start(&p.from);
+    send_and_drain(&p.from, 0, 10);
+    pair_migrate(&p);
+    send_read(&p, 1000, 4000);
+    migrate_continue(&p.from.e);
+    wait_migration(&p.from.e, "completed");
+    g_assert_cmpint(symlink(later, p.m0), ==, 0);
+    wait_held(&p, 3000);
+    vm_run(&p.to.e, true);
+    pair_arrive(&p);
+    collect(&p, &p.to, 3000);
+    assert_got(&p, 0, 1000, 4000);
+    unlink(later);
+    pair_stop(&p, &p.to);
+}
+
+
+/* What is refused */
+
+static void assert_refused(Env *e, const char *props, const char *message)
+{
+    g_autofree char *desc = error_desc(object_add(e, "filter-redirector", "f1",
+                                                  props));
+
+    g_assert_cmpstr(desc, ==, message);
+}
+
+static void test_errors(void)
+{
+    static const char message[] = "netdev 'n0' has filter-redirector 'f0' for "
+        "the frames of a stopped VM already; for several destinations use one "
+        "with '-chardev hub' as its outdev";
+    static const char no_limit[] = "'hold_limit' must be at least 1 byte";
+    Env e;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", "netdev=n0,outdev=c0" ONLY_STOPPED);
+    assert_refused(&e, "netdev=n0,outdev=c1" ONLY_STOPPED, message);
+    assert_refused(&e, "netdev=n0,in_netdev=n0,outdev=c1" ONLY_STOPPED,
+                   message);
+    filter_del(&e, "f0");
+    filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0" ONLY_STOPPED);
+    assert_refused(&e, "netdev=n0,outdev=c1" ONLY_STOPPED, message);
+    filter_del(&e, "f0");
+    /* The other one is as good as the first */
+    filter_add(&e, "f1", "netdev=n0,outdev=c1" ONLY_STOPPED);
+    filter_del(&e, "f1");
+
+    for (int i = 0; i < 2; i++) {
+        g_autofree char *desc =
+            error_desc(object_add(&e, "filter-redirector", "f1", i ?
+                                  "hold_limit=0,netdev=n0,outdev=c1"
+                                  ONLY_STOPPED :
+                                  "netdev=n0,outdev=c1" ONLY_STOPPED
+                                  ",hold_limit=0"));
+
+        g_assert_true(g_str_has_prefix(desc, no_limit));
+    }
+    env_stop(&e);
+
+    /* And for what arrives */
+    env_init(&e);
+    env_start_full(&e, 1, true, "none", "-incoming defer");
+    filter_add(&e, "f0", "netdev=n0,indev=c0");
+    assert_refused(&e, "netdev=n0,indev=c1", "netdev 'n0' has "
+                   "filter-redirector 'f0' for the frames of its VM's source "
+                   "already; use that one");
+    assert_refused(&e, "netdev=n0,indev=c1,out_netdev=n0", "netdev 'n0' has "
+                   "filter-redirector 'f0' for the frames of its VM's source "
+                   "already; use that one");
+    env_stop(&e);
+}
+
+/* As much of a vhost-user backend as QEMU needs to be content at first */
+static void *vhost_user_run(void *opaque)
+{
+    int fd = accept(GPOINTER_TO_INT(opaque), NULL, NULL);
+    struct {
+        uint32_t request, flags, size;
+        uint8_t payload[4096];
+    } QEMU_PACKED msg;
+
+    while (recv(fd, &msg, 12, MSG_WAITALL) == 12) {
+        g_assert_cmpint(msg.size, <=, sizeof(msg.payload));
+        if (msg.size) {
+            g_assert_cmpint(recv(fd, msg.payload, msg.size, MSG_WAITALL), ==,
+                            msg.size);
+        }
+        /* GET_FEATURES: none but VIRTIO_F_VERSION_1 */
+        if (msg.request == 1) {
+            msg.flags = 1 | 1 << 2;
+            msg.size = 8;
+            stq_he_p(msg.payload, 1ull << 32);
+            g_assert_cmpint(send(fd, &msg, 20, MSG_NOSIGNAL), ==, 20);
+        }
+    }
+    close(fd);
+    return NULL;
+}
+
+static void test_vhost_user(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/u0", tmpdir);
+    g_autofree char *options =
+        g_strdup_printf("-chardev socket,id=u0,path=%s "
+                        "-netdev vhost-user,id=v0,chardev=u0 -incoming defer",
+                        path);
+    int listener = unix_listen(path, &error_abort);
+    GThread *thread = g_thread_new("backend", vhost_user_run,
+                                   GINT_TO_POINTER(listener));
+    Env e;
+
+    env_init(&e);
+    env_start_full(&e, 0, false, "none", options);
+    for (int i = 0; i < 2; i++) {
+        assert_refused(&e, i ? "netdev=v0,indev=c0" :
+                       "netdev=v0,outdev=c0" ONLY_STOPPED,
+                       "netdev 'v0' (vhost-user): the packets of a switchover "
+                       "cannot be saved, as its vhost backend moves all "
+                       "packets of the guest and QEMU has no queue to read");
+    }
+    env_stop(&e);
+    g_thread_join(thread);
+    close(listener);
+    unlink(path);
+}
+
+
+/* Peers that do not read */
+
+/* Many netdevs, and one deadline for all, in which QEMU answers */
+static void test_deaf_peers(void)
+{
+    const int cards = 8;
+    g_autoptr(GString) options = g_string_new("-name q,debug-threads=on");
+    g_autofree char *uri = g_strdup_printf("file:%s/migration", tmpdir);
+    int fd[8][2], host[8];
+    int64_t begin, longest = 0, now;
+    bool completed = false;
+    Env e;
+
+    for (int i = 0; i < cards; i++) {
+        socket_pair(fd[i]);
+        g_string_append_printf(options, " -netdev tap,id=t%d,ifname=qmany%d,"
+                               "script=no,downscript=no "
+                               "-netdev hubport,id=p%d,hubid=%d,netdev=t%d "
+                               "-chardev socket,id=d%d,fd=%d "
+                               "-object filter-redirector,id=f%d,netdev=t%d,"
+                               "outdev=d%d" ONLY_STOPPED, i, i, i, i, i, i,
+                               fd[i][1], i, i, i);
+    }
+    env_init(&e);
+    env_start_full(&e, 0, false, "none", options->str);
+    for (int i = 0; i < cards; i++) {
+        g_autofree char *name = g_strdup_printf("qmany%d", i);
+
+        close(fd[i][1]);
+        if_set_up(name, true);
+        host[i] = packet_socket(name, SOCK_RAW, 0);
+    }
+    migrate_pause(&e);
+    migrate_to_pause(&e, uri);
+    for (int i = 0; i < cards; i++) {
+        uint8_t frame[1400];
+
+        for (uint32_t seq = 0; seq < 900; seq++) {
+            frame_fill(frame, seq, sizeof(frame));
+            g_assert_cmpint(send(host[i], frame, sizeof(frame), 0), ==,
+                            sizeof(frame));
+        }
+    }
+    begin = g_get_monotonic_time();
+    migrate_continue(&e);
+    while (!completed) {
+        int64_t asked = g_get_monotonic_time();
+        QDict *resp = qtest_qmp_assert_success_ref(e.qts, "{ 'execute':"
+                                                   " 'query-migrate' }");
+
+        completed = !strcmp(qdict_get_str(resp, "status"), "completed");
+        qobject_unref(resp);
+        now = g_get_monotonic_time();
+        longest = MAX(longest, now - asked);
+        g_assert_cmpint(now - begin, <, TIME_LIMIT * 1000);
+    }
+    g_test_message("%d peers that do not read: completed after %" PRId64
+                   " ms, QMP's longest silence %" PRId64 " ms", cards,
+                   (now - begin) / 1000, longest / 1000);
+    /* drain_timeout is 1 s: not one for each */
+    g_assert_cmpint(now - begin, <, 4 * G_USEC_PER_SEC);
+    g_assert_cmpint(longest, <, (now - begin) / 2);
+    for (int i = 0; i < cards; i++) {
+        close(fd[i][0]);
+        close(host[i]);
+    }
+    env_stop(&e);
+    unlink(strchr(uri, ':') + 1);
+}
+
+/* A destination that waits for 'cont' and keeps no more: no reason to wait */
+static void test_drain_paused(const void *data)
+{
+    Setup s = { .paused = true, .source = ",drain_timeout=10000",
+                .arrival = ",hold_limit=100000" };
+    int64_t begin;
+    Pair p;
+
+    pair_start(&p, &s);
+    pair_migrate(&p);
+    send_read(&p, 1000, 6000);
+    migrate_continue(&p.from.e);
+    begin = g_get_monotonic_time();
+    wait_migration(&p.from.e, "completed");
+    g_test_message("completed after %" PRId64 " ms",
+                   (g_get_monotonic_time() - begin) / 1000);
+    g_assert_cmpint(g_get_monotonic_time() - begin, <, 5 * G_USEC_PER_SEC);
+    wait_migration(&p.to.e, "completed");
+    vm_run(&p.to.e, true);
+    pair_arrive(&p);
+    collect(&p, &p.to, 5000);
+    assert_got(&p, 0, 1000, 6000);
+    pair_stop(&p, &p.to);
+}
+
+/*
+ * A neighbour's frames of 64 KB that are to be cut into segments of one byte,
+ * for a peer that cannot do it itself: bounded in memory and in time
+ */
+static void test_gso_size_1(const void *data)
+{
+    const int n = 100, len = 60000;
+    g_autofree uint8_t *buf = g_malloc0(VNET_HDR_LEN + len);
+    g_autofree char *uri = g_strdup_printf("file:%s/migration", tmpdir);
+    struct virtio_net_hdr *hdr = (void *)buf;
+    uint8_t *frame = buf + VNET_HDR_LEN, *tcp = frame + ETH_HLEN + 20;
+    int fd, on = 1;
+    Env e;
+
+    env_start(&e, 1, "");
+    filter_add(&e, "f0", "netdev=n0,outdev=c0" ONLY_STOPPED);
+    tap_set_offload(&e.tap[0], 1 | 2 | 4);
+    migrate_pause(&e);
+    migrate_to_pause(&e, uri);
+
+    frame_fill(frame, 1, len);
+    stw_be_p(frame + 2 * ETH_ALEN, ETH_P_IP);
+    ip_header(frame + ETH_HLEN, IPPROTO_TCP, len - ETH_HLEN - 20);
+    memset(tcp, 0, 20);
+    tcp[12] = 5 << 4;
+    stw_be_p(tcp + 16, ip_pseudo_sum(frame + ETH_HLEN));
+    hdr->flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
+    hdr->csum_start = cpu_to_le16(ETH_HLEN + 20);
+    hdr->csum_offset = cpu_to_le16(16);
+    hdr->gso_type = VIRTIO_NET_HDR_GSO_TCPV4;
+    hdr->gso_size = cpu_to_le16(1);
+    hdr->hdr_len = cpu_to_le16(ETH_HLEN + 40);
+    fd = packet_socket(e.tap[0].name, SOCK_RAW, 0);
+    g_assert_cmpint(setsockopt(fd, SOL_PACKET, PACKET_VNET_HDR, &on,
+                               sizeof(on)), ==, 0);
+    for (int i = 0; i < n; i++) {
+        g_assert_cmpint(send(fd, buf, VNET_HDR_LEN + len, 0), ==,
+                        VNET_HDR_LEN + len);
+    }
+    host_send(e.tap, 2, FRAME_LEN);
+    g_test_timer_start();
+    /* All of them are in memory as they came */
+    while (filter_stat(&e, "f0", "switchover", "read") < n + 1) {
+        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+    }
+    g_assert_cmpuint(filter_stat(&e, "f0", "switchover", "peak-size"), <,
+                     n * (len + 100) + 1000);
+    g_test_message("dropped as they cannot be cut: %" PRIu64,
+                   filter_stat(&e, "f0", "dropped", "gso"));
+    close(fd);
+    env_stop(&e);
+    unlink(strchr(uri, ':') + 1);
+}
+
+
+/* What is left behind */
+
+static void test_life(const void *data)
+{
+    Setup s = setup_of(data);
+    g_autofree char *uri = g_strdup_printf("file:%s/file", tmpdir);
+    int fds = 0;
+    Pair p;
+
+    /* A file does not answer */
+    s.no_return_path = true;
+    pair_start(&p, &s);
+    for (int i = 0; i < 50; i++) {
+        g_assert_cmpint(count_readers(&p.from, NULL), ==, 0);
+        collect_begin(&p);
+        migrate_to_pause(&p.from.e, uri);
+        wait_readers(&p.from, 1);
+        send_range(&p.from, 1000, 1100);
+        if (i % 2) {
+            migrate_cancel(&p.from.e);
+        } else {
+            migrate_continue(&p.from.e);
+            wait_migration(&p.from.e, "completed");
+            vm_run(&p.from.e, true);
+            qtest_qmp_eventwait(p.from.e.qts, "RESUME");
+        }
+        expect_given_back(&p, 1000, 1100);
+        if (i == 5) {
+            fds = count_fds(&p.from.e);
+        }
+    }
+    wait_fds(&p.from.e, fds);
+    g_assert_cmpint(count_readers(&p.to, NULL), ==, 0);
+    pair_stop(&p, &p.from);
+    unlink(strchr(uri, ':') + 1);
+}
+
+
+/* No waiting for the lock of the network's configuration */
+
+/* The longest 'stop' in us, while another process deletes interfaces */
+static int64_t stop_time(bool filters)
+{
+    const int cards = 8, turns = 4;
+    g_autoptr(GString) options = g_string_new("-name q,debug-threads=on");
+    g_autoptr(GString) links = g_string_new("");
+    g_autofree char *batch = g_strdup_printf("%s/links", tmpdir);
+    g_autofree char *add = g_strdup_printf("ip -batch %s", batch);
+    int64_t longest = 0;
+    Env e;
+
+    for (int i = 0; i < 200; i++) {
+        g_string_append_printf(links, "link add qv%da group 5 type veth "
+                               "peer name qv%db group 5\n", i, i);
+    }
+    g_assert_true(g_file_set_contents(batch, links->str, -1, NULL));
+    for (int i = 0; i < cards; i++) {
+        g_string_append_printf(options, " -netdev tap,id=t%d,ifname=qmany%d,"
+                               "script=no,downscript=no "
+                               "-netdev hubport,id=p%d,hubid=%d,netdev=t%d ",
+                               i, i, i, i, i);
+        if (filters) {
+            g_string_append_printf(options, "-chardev null,id=d%d "
+                                   "-object filter-redirector,id=f%d,"
+                                   "netdev=t%d,outdev=d%d" ONLY_STOPPED,
+                                   i, i, i, i);
+        }
+    }
+    env_init(&e);
+    env_start_full(&e, 0, false, "none", options->str);
+    for (int turn = 0; turn < turns; turn++) {
+        const char *argv[] = { "ip", "link", "del", "group", "5", NULL };
+        int64_t begin;
+        GPid pid;
+        int status;
+
+        if (!host_command(add)) {
+            longest = -1;
+            break;
+        }
+        g_assert_true(g_spawn_async(NULL, (char **)argv, NULL,
+                                    G_SPAWN_SEARCH_PATH |
+                                    G_SPAWN_DO_NOT_REAP_CHILD, NULL, NULL,
+                                    &pid, NULL));
+        /* It has begun when one is gone */
+        begin = g_get_monotonic_time();
+        while (if_nametoindex("qv0a")) {
+            g_assert_cmpint(g_get_monotonic_time() - begin, <,
+                            TIME_LIMIT * 1000);
+        }
+        begin = g_get_monotonic_time();
+        vm_run(&e, false);
+        longest = MAX(longest, g_get_monotonic_time() - begin);
+        g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
+        g_spawn_close_pid(pid);
+        vm_run(&e, true);
+    }
+    env_stop(&e);
+    unlink(batch);
+    return longest;
+}
+
+static void test_rtnl(void)
+{
+    int64_t without = stop_time(false), with;
+
+    if (without < 0) {
+        g_test_skip("no ip(8), or no veth");
+        return;
+    }
+    with = stop_time(true);
+    g_test_message("longest stop: %" PRId64 " us without, %" PRId64
+                   " us with 8 filters", without, with);
+    g_assert_cmpint(with, <, 3 * without + 30 * 1000);
+}
+
+
+/* The tests */
+
+/* Why there can be no such VM, or no vhost for it; or NULL if there can */
+static const char *no_vm, *no_vhost;
+
+static void test_skip_vm(const void *data)
+{
+    g_test_skip(no_vm);
+}
+
+static void test_skip_vhost(const void *data)
+{
+    g_test_skip(no_vhost);
+}
+
+/* Without and with vhost, each with a Setup of its own */
+static void add_pair_test(const char *path, void (*func)(const void *),
+                          const Setup *setup)
+{
+    for (int vhost = 0; vhost < 2; vhost++) {
+        Setup *s = g_new0(Setup, 1);
+        g_autofree char *full = NULL;
+
+        if (setup) {
+            *s = *setup;
+        }
+        s->vhost = vhost;
+        full = g_strdup_printf("/switchover/%s%s%s%s", path,
+                               s->name ? "/" : "", s->name ?: "",
+                               vhost ? "/vhost" : "");
+        qtest_add_data_func_full(full, s, no_vm ? test_skip_vm :
+                                 vhost && no_vhost ? test_skip_vhost : func,
+                                 g_free);
+    }
+}
+
+static void add_paused_test(const Paused *t)
+{
+    for (int vhost = 0; vhost < 2; vhost++) {
+        Paused *copy = g_new0(Paused, 1);
+        g_autofree char *full = g_strdup_printf("/switchover/paused/%s%s",
+                                                t->name,
+                                                vhost ? "/vhost" : "");
+
+        *copy = *t;
+        copy->vhost = vhost;
+        qtest_add_data_func_full(full, copy, no_vm ? test_skip_vm :
+                                 vhost && no_vhost ? test_skip_vhost :
+                                 test_paused, g_free);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static const Setup no_return_path = {
+        "no-return-path", .no_return_path = true
+    };
+    int ret;
+
+    g_test_init(&argc, &argv, NULL);
+
+    tmpdir = g_dir_make_tmp("switchover-test.XXXXXX", NULL);
+    g_assert_nonnull(tmpdir);
+    host_init();
+    suite = "/switchover";
+    no_vm = no_host;
+    if (!no_vm && (!qtest_has_machine("pc") ||
+                   !qtest_has_device("virtio-net-pci"))) {
+        no_vm = "no virtio-net-pci";
+    }
+    no_vhost = why_no_vhost();
+
+    for (int i = 0; i < ARRAY_SIZE(completes); i++) {
+        add_pair_test("complete", test_complete, &completes[i]);
+    }
+    add_pair_test("announced", test_announced, NULL);
+    for (int i = 0; i < ARRAY_SIZE(loads); i++) {
+        add_pair_test("load", test_load, &loads[i]);
+    }
+    add_pair_test("cancel", test_cancel, NULL);
+    add_pair_test("killed/before", test_killed_before, NULL);
+    add_pair_test("killed/during", test_killed_during, NULL);
+    add_pair_test("killed/during", test_killed_during, &no_return_path);
+    add_pair_test("killed/after", test_killed_after, NULL);
+    add_pair_test("killed/after", test_killed_after, &no_return_path);
+    add_pair_test("killed/running", test_killed_running, NULL);
+    add_pair_test("cannot-load", test_cannot_load, NULL);
+    for (int i = 0; i < ARRAY_SIZE(pauses); i++) {
+        add_paused_test(&pauses[i]);
+    }
+    add_pair_test("guest/no-driver", test_guest_no_driver, NULL);
+    add_pair_test("guest/ring-full", test_guest_ring_full, NULL);
+    add_pair_test("second/destination", test_second_destination, NULL);
+    add_pair_test("second/peer", test_second_peer, NULL);
+    add_pair_test("second/late", test_late_peer, NULL);
+    add_pair_test("drain-paused", test_drain_paused, NULL);
+    add_pair_test("life", test_life, NULL);
+    add_host_func("errors", test_errors);
+    add_host_func("vhost-user", test_vhost_user);
+    add_host_func("deaf-peers", test_deaf_peers);
+    add_host_variant("gso-size-1", "plain", test_gso_size_1, NULL);
+    add_host_func("rtnl", test_rtnl);
+
+    ret = g_test_run();
+
+    g_rmdir(tmpdir);
+    g_free(tmpdir);
+    g_free(no_host);
+    return ret;
+}
