@@ -37,6 +37,7 @@ from pathlib import Path
 
 from . import (InvalidRun, LabError, announce, count, patience, products, tls,
                unprivileged)
+from .latency import SchedulingLatency
 from .peer import Peer
 from .qmp import QMP
 from .system import (CARDS, CLIENT_ADDRESS, CLIENT_MAC, GUEST_ADDRESS,
@@ -345,6 +346,7 @@ class Stop:
     def __init__(self, system, c, client, log):
         self.system, self.c, self.client, self.log = system, c, client, log
         self.sent = self.deleting = None
+        self.waited = 0                 # for a CPU, ms
         for host in ('a', 'b') if c.veths else ():
             system.add_interfaces(host, c.veths)
 
@@ -359,6 +361,7 @@ class Stop:
             self.deleting = [self.system.delete_interfaces(
                 host, f'{self.log}-{host}') for host in ('a', 'b')]
         if self.c.burst:
+            self.latency = SchedulingLatency()
             self.sent = -self.rate(self.c.rate + self.c.burst)
 
     def rate(self, rate):
@@ -376,6 +379,7 @@ class Stop:
         resume = qmp.wait('RESUME', 60)['ns']
         if self.c.burst:
             self.sent += self.rate(self.c.rate)
+            self.waited = self.latency.stop()
         for child in self.deleting or ():
             child.result(60)
         self.deleting = None
@@ -384,8 +388,8 @@ class Stop:
 
 def migrate(system, source, destination, c, client, log):
     """Returns when the guest was stopped and resumed (host ns), the monitor of
-    the QEMU that has it now, the reported downtime in ms (None: none), and how
-    many packets were sent in the stop (None: not looked at)."""
+    the QEMU that has it now, the reported downtime in ms (None: none), and the
+    Stop."""
     set_up_migration(source, destination, c)
     source.events.clear()               # of loading its state
     during = Stop(system, c, client, f'{log}-ip')
@@ -416,7 +420,7 @@ def migrate(system, source, destination, c, client, log):
                 raise InvalidRun('the migration was complete before the '
                                  'destination was killed')
         return (source.wait('STOP', 1)['ns'], during.end(source), source, None,
-                during.sent)
+                during)
 
     resume = None
     if c.burst and c.return_path and not c.waits:
@@ -439,7 +443,7 @@ def migrate(system, source, destination, c, client, log):
         raise LabError('the migration was complete before postcopy began')
     if c.ending == 'source-kept':
         downtime = source.execute('query-migrate')['downtime']
-    return stop, resume, destination, downtime, during.sent
+    return stop, resume, destination, downtime, during
 
 
 def tap_statistic(system, host, name):
@@ -481,7 +485,8 @@ def measured(mode, c, logs=None, say=lambda line: None):
     for n in range(TRIES):
         try:
             return run(mode, c if n < TRIES // 2 else
-                       replace(c, rate=c.rate // 2), logs, say)
+                       replace(c, rate=c.rate // 2, burst=c.burst // 2), logs,
+                       say)
         except InvalidRun as e:
             if n == TRIES - 1:
                 raise
@@ -507,7 +512,7 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
     made = products.build(say).resolve()
     migrating = mode != 'control'
     state = booted(c, log('boot'), say)
-    stop = resume = downtime = tcp = in_stop = None
+    stop = resume = downtime = tcp = during = None
     stats = {}
 
     with System(c.txqueuelen, c.link, c.cards) as system:
@@ -569,7 +574,7 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         # a TCG guest is slow until it has translated what it does
         guest.ask(f'wait received {target}', 30)
         if migrating:
-            stop, resume, last, downtime, in_stop = migrate(
+            stop, resume, last, downtime, during = migrate(
                 system, a, b, c, client, log('stop'))
             target = client.counters('status')['sent']
         client.ask(f'wait sent {target + int(c.after * c.rate)}', c.after + 20)
@@ -606,10 +611,22 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         'boot_s': round(boot, 2),
         'stop_window_ms': ms(resume - stop) if migrating else None,
         'reported_downtime_ms': downtime, 'tcp': tcp,
-        'sent_in_stop': in_stop, 'filters': stats, 'queue_full_drops': drops}
+        'sent_in_stop': during and during.sent, 'filters': stats, 'queue_full_drops': drops}
     result.update(evaluate(guest_records, client_records, at_guest, at_client,
                            stop, resume, c.cards))
+    if mode == 'ours' and c.burst:
+        check_latency(c, during.waited, result['to_guest']['lost'])
     return result
+
+
+def check_latency(c, waited, lost):
+    """A loss is QEMU's only if a thread that was to empty the TAP's queue got
+    a CPU before that was full: half of the time, as the reader needs some."""
+    full = c.txqueuelen * 1000 / (c.rate + c.burst)
+    if lost and waited > full / 2:
+        raise InvalidRun(f"a thread waited {waited:.0f} ms for a CPU, and the "
+                         f"TAP's queue is full after {full:.0f} ms: this run, "
+                         f"with {lost} lost, is invalid")
 
 
 def tcp_figures(text, stop, resume=None):

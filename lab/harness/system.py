@@ -264,7 +264,7 @@ class System:
                         'txqueuelen', str(self.txqueuelen))
             self.add_bridge(host, 'up0', *taps)
         self.add_bridge('switch', 'client', 'host-a', 'host-b')
-        for namespace in ('client', 'switch', 'a', 'b'):
+        for namespace in ('a', 'b'):
             self.keep_order(namespace)
 
         self.ip('a', 'link', 'add', 'mig0', 'type', 'veth', 'peer', 'name',
@@ -286,15 +286,18 @@ class System:
                     'dev', 'eth0', 'nud', 'permanent')
 
     def keep_order(self, namespace):
-        """Let one CPU receive for all interfaces that there are, as a NIC does
-        for each flow.  Else each packet is received by the CPU of who sends it,
-        and those of a sender that has moved overtake what waits for the other
-        CPU (Linux 6.1).  A kernel for a single CPU has no such file."""
+        """Let one CPU receive what guests send, as a NIC does for each flow.
+        Else each packet is received by the CPU of who sends it, and those of a
+        sender that has moved overtake what waits for the other CPU (Linux
+        6.1).  A kernel for a single CPU has no such file."""
         ip('netns', 'exec', self.name(namespace), 'sh', '-c',
-           'for f in /sys/class/net/*/queues/rx-*/rps_cpus; do'
+           'for f in /sys/class/net/tap*/queues/rx-*/rps_cpus; do'
            ' [ ! -e "$f" ] || echo 1 > "$f" || exit; done')
 
     def start(self, name, namespace, argv, log, fds=()):
+        if namespace == 'client':
+            # Also for the order: what it sends is received by its own CPU
+            argv = ['taskset', '-c', str(max(os.sched_getaffinity(0))), *argv]
         child = Child(name, ['ip', 'netns', 'exec', self.name(namespace)]
                       + argv, log, cwd=self.tmp, fds=fds)
         self.children.append(child)

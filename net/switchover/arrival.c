@@ -429,9 +429,9 @@ void switchover_arrival_set_limit(SwitchoverArrival *a, uint64_t hold_limit)
 {
     a->limit = hold_limit;
     if (!a->sw->source) {
-        switchover_reader_pause();
+        switchover_threads_pause();
         a->sw->port.limit = hold_limit;
-        switchover_reader_resume();
+        switchover_threads_resume();
     }
     if (a->t.chr) {
         switchover_transport_accept_input(&a->t);

@@ -11,7 +11,7 @@
  *
  * Theory of operation
  *
- * The reader's thread calls source_send(), which writes from the backlog's
+ * The sender's thread calls source_send(), which writes from the backlog's
  * cursor, frames where they lie.  With a chardev that only the main loop may
  * write, switchover_source_flush() does the same there.
  *
@@ -68,7 +68,7 @@ struct SwitchoverSource {
     bool enabled;               /* the filter's status */
     uint32_t drain_timeout;     /* ms */
 
-    /* Changed while the reader pauses */
+    /* Changed while the threads pause */
     bool sending;               /* frames are for the destination */
     bool control;               /* the peer has said HELLO */
     bool spoken;                /* or an earlier one in this migration has */
@@ -283,6 +283,9 @@ static void source_free_sent(SwitchoverSource *src)
     if (src->completed && !src->spoken) {
         n = switchover_backlog_acknowledge(source_backlog(src), UINT64_MAX);
         qatomic_set(&src->received, src->received + n);
+        if (n) {
+            switchover_reader_kick();
+        }
     }
 }
 
@@ -332,7 +335,7 @@ void switchover_source_flush(SwitchoverSource *src)
         return;
     }
     if (src->t.ioc && src->sw->has_port) {
-        switchover_reader_kick();
+        switchover_sender_kick();
         return;
     }
     if (source_send(src)) {
@@ -371,7 +374,7 @@ static void source_keep_rest(SwitchoverSource *src)
 
 /*
  * Go on with frame @number, for the same peer or @another one.  While the
- * reader pauses.
+ * threads pause.
  */
 static void source_restart(SwitchoverSource *src, uint64_t number, bool start,
                            bool another)
@@ -400,7 +403,7 @@ static void source_hello(SwitchoverSource *src, bool paused, uint64_t number)
     SwitchoverBacklog *b = source_backlog(src);
 
     trace_switchover_source_hello(src->t.id, paused, number);
-    switchover_reader_pause();
+    switchover_threads_pause();
     src->control = src->spoken = true;
     src->peer_paused = paused;
     if (src->sending) {
@@ -411,7 +414,7 @@ static void source_hello(SwitchoverSource *src, bool paused, uint64_t number)
             source_restart(src, b->head, true, false);
         }
     }
-    switchover_reader_resume();
+    switchover_threads_resume();
     switchover_source_flush(src);
 }
 
@@ -434,7 +437,7 @@ static void source_announced(SwitchoverSource *src)
     if (!src->sending || !src->control) {
         return;
     }
-    switchover_reader_pause();
+    switchover_threads_pause();
     src->announced = g_get_monotonic_time();
     src->peer_paused = false;
     if (sw->port.reading) {
@@ -443,7 +446,7 @@ static void source_announced(SwitchoverSource *src)
         sw->port.emptied = sw->own.tail;
         switchover_backlog_append_control(&sw->own, SWITCHOVER_DONE, 0);
     }
-    switchover_reader_resume();
+    switchover_threads_resume();
     switchover_source_flush(src);
 }
 
@@ -479,7 +482,7 @@ static void source_changed(void *opaque, bool connected)
                     "frames of the VM that are on the way are lost, unless "
                     "it runs on here", src->t.id);
     }
-    switchover_reader_pause();
+    switchover_threads_pause();
     switchover_transport_update_channel(&src->t);
     src->control = src->broken = src->had_peer = false;
     if (src->watch) {
@@ -489,7 +492,7 @@ static void source_changed(void *opaque, bool connected)
     /* Of one that says what its guest has, the others are not received */
     source_restart(src, src->spoken ? b->head : b->sent, false, true);
     src->connected = g_get_monotonic_time();
-    switchover_reader_resume();
+    switchover_threads_resume();
     if (connected) {
         timer_mod(src->hello, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
                   HELLO_MS + 1);
@@ -510,17 +513,17 @@ void switchover_source_begin(SwitchoverSource *src)
     SwitchoverBacklog *b = source_backlog(src);
 
     if (src->watch) {
-        /* The reader sends now */
+        /* The sender does that now */
         g_source_remove(src->watch);
         src->watch = 0;
     }
-    switchover_reader_pause();
+    switchover_threads_pause();
     src->sending = true;
     src->spoken = src->control;
     src->completed = false;
     src->announced = 0;
     source_restart(src, b->head, src->control, false);
-    switchover_reader_resume();
+    switchover_threads_resume();
     switchover_source_flush(src);
 }
 
@@ -528,20 +531,20 @@ void switchover_source_end(SwitchoverSource *src)
 {
     SwitchoverBacklog *b = source_backlog(src);
 
-    switchover_reader_pause();
+    switchover_threads_pause();
     src->sending = src->had_peer = false;
     src->sw->port.announced = 0;
     source_restart(src, b->head, false, false);
-    switchover_reader_resume();
+    switchover_threads_resume();
     switchover_source_flush(src);
 }
 
 void switchover_source_completed(SwitchoverSource *src)
 {
-    switchover_reader_pause();
+    switchover_threads_pause();
     src->completed = true;
     source_free_sent(src);
-    switchover_reader_resume();
+    switchover_threads_resume();
 }
 
 bool switchover_source_is_done(SwitchoverSource *src, bool ending,
@@ -553,7 +556,7 @@ bool switchover_source_is_done(SwitchoverSource *src, bool ending,
     bool unsent, waiting, done;
 
     switchover_source_flush(src);
-    switchover_reader_pause();
+    switchover_threads_pause();
     unsent = source_has_unsent(src);
     waiting = src->waiting;
     silent = g_get_monotonic_time() - MAX(src->sw->port.last_read,
@@ -561,7 +564,7 @@ bool switchover_source_is_done(SwitchoverSource *src, bool ending,
     done = src->announced && !src->sw->port.announced && b->head >= last &&
            (!unsent || b->sent > last) && silent > SILENT_US;
     *progress += b->head + b->sent + src->plain_pos + !!src->announced;
-    switchover_reader_resume();
+    switchover_threads_resume();
 
     if (source_awaits_hello(src)) {
         return false;
@@ -598,10 +601,10 @@ void switchover_source_set_enabled(SwitchoverSource *src, bool enabled)
     }
     src->enabled = enabled;
     if (src->sw->begun) {
-        switchover_reader_pause();
+        switchover_threads_pause();
         src->sending = enabled;
         src->sw->port.reading = enabled && src->sw->has_fds;
-        switchover_reader_resume();
+        switchover_threads_resume();
         switchover_source_flush(src);
     } else {
         switchover_update_idle(src->sw);
@@ -615,9 +618,9 @@ bool switchover_source_is_enabled(SwitchoverSource *src)
 
 void switchover_source_set_limit(SwitchoverSource *src, uint64_t hold_limit)
 {
-    switchover_reader_pause();
+    switchover_threads_pause();
     src->sw->port.limit = hold_limit;
-    switchover_reader_resume();
+    switchover_threads_resume();
 }
 
 void switchover_source_set_timeout(SwitchoverSource *src, uint32_t ms)
@@ -672,9 +675,9 @@ void switchover_source_free(SwitchoverSource *src)
     Switchover *sw = src->sw;
 
     switchover_source_end(src);
-    switchover_reader_pause();
+    switchover_threads_pause();
     sw->port.send = NULL;
-    switchover_reader_resume();
+    switchover_threads_resume();
     switchover_transport_destroy(&src->t);
     if (src->watch) {
         g_source_remove(src->watch);

@@ -17,7 +17,7 @@
  *
  * Theory of operation
  *
- *   reader (reader.c)    a thread that empties the queues, and sends
+ *   threads (threads.c)  one that empties the queues (reader.c), one that sends
  *   backlog (backlog.c)  the frames in memory: read, sent, acknowledged
  *   source (source.c)    who gets the frames of this VM, and what he says
  *   arrival (arrival.c)  the frames of a VM that arrives here
@@ -25,7 +25,7 @@
  *
  *   event                         action                           next
  *   VM stops for its migration    QEMU and vhost no longer read;   begun
- *                                 the reader does, and sends
+ *                                 the threads read and send
  *   migration fails               send no more; frames stay        begun
  *   migration completes           go on                            begun
  *   VM runs again                 hold: deliver the backlog, then  delivering
@@ -223,9 +223,9 @@ static void switchover_append_queued(void *opaque, unsigned flags,
 /* Let the reader read, or not; what it has read is in the backlog */
 static void switchover_set_reading(Switchover *sw, bool reading)
 {
-    switchover_reader_pause();
+    switchover_threads_pause();
     sw->port.reading = reading;
-    switchover_reader_resume();
+    switchover_threads_resume();
 }
 
 /*
@@ -280,7 +280,7 @@ static void switchover_take(Switchover *sw)
     sw->taken = true;
     sw->closing = false;
 
-    switchover_reader_pause();
+    switchover_threads_pause();
     for (unsigned i = 0; sw->has_fds && i < sw->n_queues; i++) {
         NetClientState *nc = sw->queues[i];
 
@@ -288,11 +288,11 @@ static void switchover_take(Switchover *sw)
         sw->port.queues[i].hdr_len = hdr_len;
     }
     sw->port.reading = false;
-    switchover_reader_resume();
+    switchover_threads_resume();
     switchover_sweep(sw);
     switchover_set_reading(sw, sw->has_fds);
     if (!sw->has_port) {
-        switchover_reader_add(&sw->port);
+        switchover_port_add(&sw->port);
         sw->has_port = true;
     }
 }
@@ -300,7 +300,7 @@ static void switchover_take(Switchover *sw)
 static void switchover_remove_port(Switchover *sw)
 {
     if (sw->has_port) {
-        switchover_reader_remove(&sw->port);
+        switchover_port_remove(&sw->port);
         sw->has_port = false;
         if (sw->source) {
             switchover_source_flush(sw->source);
@@ -682,10 +682,10 @@ void switchover_begin(Switchover *sw)
     }
     /* Frames that a VM which arrived here has not had go with it */
     if (sw->delivering && sw->arrival) {
-        switchover_reader_pause();
+        switchover_threads_pause();
         switchover_backlog_prepend(&sw->own,
                                    switchover_arrival_backlog(sw->arrival));
-        switchover_reader_resume();
+        switchover_threads_resume();
     }
     sw->delivering = false;
     sw->begun = true;
@@ -771,7 +771,7 @@ static int switchover_migration(NotifierWithReturn *notifier,
         if (sw->source && switchover_source_is_enabled(sw->source) &&
             !sw->has_port) {
             /* A thread is not to be started while the VM is stopped */
-            switchover_reader_add(&sw->port);
+            switchover_port_add(&sw->port);
             sw->has_port = true;
         }
         break;
@@ -991,7 +991,7 @@ Switchover *switchover_get(NetClientState *netdev, Error **errp)
     sw->port.bh = sw->bh;
     sw->port.blocked = -1;
     sw->port.n_queues = sw->n_queues;
-    sw->port.queues = g_new0(SwitchoverReaderQueue, sw->n_queues);
+    sw->port.queues = g_new0(SwitchoverPortQueue, sw->n_queues);
 
     ifname = netdev->info->get_host_ifname ?
              netdev->info->get_host_ifname(netdev, NULL) : NULL;

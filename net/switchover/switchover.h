@@ -9,7 +9,7 @@
 
 #include "chardev/char-fe.h"
 #include "migration/misc.h"
-#include "net/switchover/reader.h"
+#include "net/switchover/threads.h"
 #include "system/runstate.h"
 
 typedef struct SwitchoverSource SwitchoverSource;
@@ -64,8 +64,8 @@ typedef struct Switchover {
     SwitchoverArrival *arrival; /* NULL: no VM arrives here */
 
     SwitchoverBacklog own;      /* frames from this host's queues */
-    SwitchoverPort port;        /* the reader's; own is its backlog */
-    bool has_port;              /* it was added to the reader */
+    SwitchoverPort port;        /* the threads'; own is its backlog */
+    bool has_port;              /* it was added to the threads */
     bool has_fds;               /* the reader can read this netdev */
     bool taken;                 /* QEMU's own reading is off */
 

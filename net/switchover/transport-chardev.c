@@ -7,7 +7,7 @@
 /*
  * Both sides read in the main loop.  The destination writes there, too: a few
  * bytes at a time.  The source must write while the main loop stands still.  So
- * with a socket chardev the reader's thread writes to the socket's channel
+ * with a socket chardev the sender's thread writes to the socket's channel
  * itself, with TLS if it has that; QIOChannel and its TLS session allow one
  * thread to write while another reads.  Other chardevs, such as a hub, are
  * written in the main loop.

@@ -43,7 +43,7 @@ struct SwitchoverTransport {
     GByteArray *in;             /* the beginning of a message */
     GByteArray *out;            /* control messages that wait to be written */
     guint watch;                /* for @out, or for the owner's frames */
-    QIOChannel *ioc;            /* for the reader's thread; NULL: cannot send */
+    QIOChannel *ioc;            /* for the sender's thread; NULL: none */
     int fd;                     /* becomes writable when @ioc does */
 };
 

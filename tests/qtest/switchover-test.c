@@ -370,8 +370,8 @@ static void pair_arrive(Pair *p)
 
 /* Threads */
 
-/* Those of the reader in a QEMU; the last one's id is in @tid */
-static int count_readers(Guest *g, pid_t *tid)
+/* Those of a QEMU whose names begin with @prefix; the last one's id is @tid */
+static int count_threads(Guest *g, const char *prefix, pid_t *tid)
 {
     g_autofree char *path = g_strdup_printf("/proc/%d/task",
                                             qtest_pid(g->e.qts));
@@ -385,7 +385,7 @@ static int count_readers(Guest *g, pid_t *tid)
         g_autofree char *comm = NULL;
 
         if (g_file_get_contents(file, &comm, NULL, NULL) &&
-            !strcmp(comm, "switchover\n")) {
+            g_str_has_prefix(comm, prefix)) {
             n++;
             if (tid) {
                 *tid = atoi(name);
@@ -395,22 +395,33 @@ static int count_readers(Guest *g, pid_t *tid)
     return n;
 }
 
-/* It gives itself its name, and it may take a while until it ends */
-static pid_t wait_readers(Guest *g, int n)
+/* A thread gives itself its name, and it may take a while until it ends */
+static pid_t wait_threads(Guest *g, const char *prefix, int n)
 {
     int64_t end = g_get_monotonic_time() + TIME_LIMIT * 1000;
     pid_t tid = 0;
 
-    while (count_readers(g, &tid) != n) {
+    while (count_threads(g, prefix, &tid) != n) {
         g_assert_cmpint(g_get_monotonic_time(), <, end);
         vm_answers(&g->e);
     }
     return tid;
 }
 
-static void wait_no_reader(Guest *g)
+static pid_t wait_reader(Guest *g)
 {
-    wait_readers(g, 0);
+    wait_threads(g, "switchover-", 2);
+    return wait_threads(g, "switchover-rx", 1);
+}
+
+static bool has_threads(Guest *g)
+{
+    return count_threads(g, "switchover-", NULL);
+}
+
+static void wait_no_threads(Guest *g)
+{
+    wait_threads(g, "switchover-", 0);
 }
 
 
@@ -430,8 +441,8 @@ static void test_complete(const void *data)
     g_assert_cmpint(sockets, ==, before + 3);
     send_and_drain(&p.from, n, n + MANY);
     n += MANY;
-    g_assert_cmpint(count_readers(&p.from, NULL), ==, 0);
-    g_assert_cmpint(count_readers(&p.to, NULL), ==, 0);
+    g_assert_false(has_threads(&p.from));
+    g_assert_false(has_threads(&p.to));
 
     pair_migrate(&p);
     send_range(&p.to, DIRECT, DIRECT + 100);
@@ -439,7 +450,7 @@ static void test_complete(const void *data)
     if (!limited) {
         wait_held(&p, 5 * MANY);
     }
-    wait_readers(&p.from, 1);
+    wait_reader(&p.from);
     g_assert_cmpint(count_packet_sockets(), ==, sockets);
     g_assert_false(readable(p.rarp));
     migrate_continue(&p.from.e);
@@ -476,7 +487,7 @@ static void test_complete(const void *data)
     g_assert_cmpuint(source_stat(&p, "read"), ==, 8 * MANY);
     g_assert_cmpuint(arrival_stat(&p, "delivered"), ==, 8 * MANY);
     g_assert_false(readable(p.rarp));
-    wait_no_reader(&p.to);
+    wait_no_threads(&p.to);
     g_assert_cmpint(count_packet_sockets(), ==, sockets);
     vm_stop(&p.from);
     p.from.e.qts = NULL;
@@ -691,7 +702,7 @@ static uint64_t load_once(const Setup *s, int rate)
         next[i] = i;
     }
     pair_migrate(&p);
-    set_realtime(wait_readers(&p.from, 1));
+    set_realtime(wait_reader(&p.from));
     stolen = stolen_ticks();
     begin = g_get_monotonic_time();
     l.thread = g_thread_new("load", load_run, &l);
@@ -728,7 +739,7 @@ static uint64_t load_once(const Setup *s, int rate)
     end = g_get_monotonic_time();
     g_thread_join(l.thread);
     stolen = stolen_ticks() - stolen;
-    wait_no_reader(&p.to);
+    wait_no_threads(&p.to);
     drain = arrival_stat(&p, "drain-time");
     for (int i = 0; i < p.setup.pairs; i++) {
         queues += used[i] > 0;
@@ -790,7 +801,7 @@ static void expect_given_back(Pair *p, uint32_t begin, uint32_t end)
     send_range(&p->from, 0, 10);
     ring_expect(&p->from, 0, 10);
     assert_no_more(p, &p->from);
-    wait_no_reader(&p->from);
+    wait_no_threads(&p->from);
     g_assert_cmpuint(filter_stat(&p->from.e, "cap0", "held", "packets"), ==, 0);
 }
 
@@ -1049,7 +1060,7 @@ static void expect_given_up(Pair *p, uint64_t n)
     wait_stat(&p->to, "inj0", "dropped", "guest", n);
     wait_warned_once(&p->to.e, p->stderr_to, "the guest took no frame");
     wait_held(p, 0);
-    wait_no_reader(&p->to);
+    wait_no_threads(&p->to);
     wait_migration(&p->from.e, "completed");
     wait_migration(&p->to.e, "completed");
 }
@@ -1095,7 +1106,7 @@ static void test_guest_ring_full(const void *data)
     /* It is there again, and so are new frames */
     collect(&p, &p.to, n);
     assert_got(&p, 0, 1000, 1000 + n);
-    wait_no_reader(&p.to);
+    wait_no_threads(&p.to);
     send_range(&p.to, 0, 10);
     ring_expect(&p.to, 0, 10);
     assert_no_more(&p, &p.to);
@@ -1493,10 +1504,10 @@ static void test_life(const void *data)
     s.no_return_path = true;
     pair_start(&p, &s);
     for (int i = 0; i < 50; i++) {
-        g_assert_cmpint(count_readers(&p.from, NULL), ==, 0);
+        wait_no_threads(&p.from);
         collect_begin(&p);
         migrate_to_pause(&p.from.e, uri);
-        wait_readers(&p.from, 1);
+        wait_reader(&p.from);
         send_range(&p.from, 1000, 1100);
         if (i % 2) {
             migrate_cancel(&p.from.e);
@@ -1512,7 +1523,7 @@ static void test_life(const void *data)
         }
     }
     wait_fds(&p.from.e, fds);
-    g_assert_cmpint(count_readers(&p.to, NULL), ==, 0);
+    g_assert_false(has_threads(&p.to));
     pair_stop(&p, &p.from);
     unlink(strchr(uri, ':') + 1);
 }

@@ -17,7 +17,7 @@
  * taken for another.  A failure is repeated with the seed that was printed
  * last.
  *
- * In the threaded test the reader's thread reads from sockets that keep the
+ * In the threaded test the reader reads from sockets that keep the
  * boundaries of frames, and sends; the test acknowledges, pauses the thread and
  * seeks.  It is of most use under ThreadSanitizer: see dev/test-threads.
  */
@@ -25,7 +25,7 @@
 #include "qemu/osdep.h"
 #include <malloc.h>
 #include <sys/socket.h>
-#include "net/switchover/reader.h"
+#include "net/switchover/threads.h"
 #include "qemu/atomic.h"
 #include "qemu/iov.h"
 #include "qemu/units.h"
@@ -589,7 +589,7 @@ static void test_memory(void)
 }
 
 
-/* The reader */
+/* The threads */
 
 #define QUEUES 4
 #define FRAMES_EACH 20000
@@ -697,7 +697,7 @@ static void threaded_start(Threaded *t, size_t limit)
     t->port.backlog = &t->b;
     t->port.limit = limit;
     t->port.n_queues = QUEUES;
-    t->port.queues = g_new0(SwitchoverReaderQueue, QUEUES);
+    t->port.queues = g_new0(SwitchoverPortQueue, QUEUES);
     t->port.blocked = -1;
     t->port.send = threaded_send;
     t->port.reading = true;
@@ -713,12 +713,12 @@ static void threaded_start(Threaded *t, size_t limit)
         h->queue = i;
         t->host[i] = g_thread_new("host", host_run, h);
     }
-    switchover_reader_add(&t->port);
+    switchover_port_add(&t->port);
 }
 
 static void threaded_stop(Threaded *t)
 {
-    switchover_reader_remove(&t->port);
+    switchover_port_remove(&t->port);
     for (unsigned i = 0; i < QUEUES; i++) {
         g_thread_join(t->host[i]);
         close(t->fd[i][0]);
@@ -733,7 +733,7 @@ static void threaded_stop(Threaded *t)
 
 /*
  * Frames come by four queues, and more than the backlog's limit: only as it is
- * acknowledged do they go on.  The thread pauses now and then, where the cursor
+ * acknowledged do they go on.  The threads pause now and then, where the cursor
  * goes to a frame that the peer has not had whole.
  */
 static void test_threads(void)
@@ -756,11 +756,11 @@ static void test_threads(void)
         switchover_backlog_acknowledge(&t.b, frames);
         switchover_reader_kick();
         if (frames % 7 == 0) {
-            switchover_reader_pause();
+            switchover_threads_pause();
             g_byte_array_set_size(t.part, 0);
             switchover_backlog_seek(&t.b, t.frames);
             t.port.blocked = -1;
-            switchover_reader_resume();
+            switchover_threads_resume();
         }
         g_thread_yield();
     }
@@ -769,26 +769,26 @@ static void test_threads(void)
 
     /* And when the queues are empty, the peer is told */
     g_assert_false(qatomic_read(&t.done));
-    switchover_reader_pause();
+    switchover_threads_pause();
     t.port.announced = g_get_monotonic_time();
-    switchover_reader_resume();
+    switchover_threads_resume();
     last = g_get_monotonic_time();
     while (!qatomic_read(&t.done)) {
         g_assert_cmpint(g_get_monotonic_time() - last, <, TIME_LIMIT);
-        switchover_reader_pause();
+        switchover_threads_pause();
         t.port.blocked = -1;
-        switchover_reader_resume();
+        switchover_threads_resume();
         g_thread_yield();
     }
-    switchover_reader_pause();
+    switchover_threads_pause();
     g_assert_cmpuint(t.port.emptied, ==, QUEUES * FRAMES_EACH);
-    switchover_reader_resume();
+    switchover_threads_resume();
     switchover_backlog_acknowledge(&t.b, UINT64_MAX);
     g_assert_cmpuint(switchover_backlog_frames(&t.b), ==, 0);
     threaded_stop(&t);
 }
 
-/* Threads of this process with the reader's name */
+/* Switchover threads of this process */
 static int count_threads(void)
 {
     g_autoptr(GDir) dir = g_dir_open("/proc/self/task", 0, NULL);
@@ -802,13 +802,24 @@ static int count_threads(void)
         g_autofree char *comm = NULL;
 
         if (g_file_get_contents(path, &comm, NULL, NULL)) {
-            n += !strcmp(comm, "switchover\n");
+            n += g_str_has_prefix(comm, "switchover-");
         }
     }
     return n;
 }
 
-/* One thread for all ports, as long as there is one */
+/* A thread gives itself its name */
+static void wait_threads(int n)
+{
+    int64_t end = g_get_monotonic_time() + TIME_LIMIT;
+
+    while (count_threads() != n) {
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        g_thread_yield();
+    }
+}
+
+/* Two threads for all ports, as long as there is one */
 static void test_life(void)
 {
     SwitchoverBacklog b;
@@ -821,17 +832,22 @@ static void test_life(void)
         for (int i = 0; i < ARRAY_SIZE(port); i++) {
             port[i] = (SwitchoverPort) { .backlog = &b, .limit = SIZE_MAX,
                                          .blocked = -1 };
-            switchover_reader_add(&port[i]);
+            switchover_port_add(&port[i]);
+        }
+        if (turn % 10 == 0) {
+            wait_threads(2);
         }
         for (int i = 0; i < ARRAY_SIZE(port); i++) {
-            switchover_reader_pause();
-            switchover_reader_resume();
+            switchover_threads_pause();
+            switchover_threads_resume();
             switchover_reader_kick();
-            switchover_reader_remove(&port[i]);
+            switchover_sender_kick();
+            switchover_port_remove(&port[i]);
         }
     }
     g_assert_cmpint(count_threads(), ==, 0);
     switchover_reader_kick();
+    switchover_sender_kick();
     switchover_backlog_destroy(&b);
 }
 
@@ -840,7 +856,7 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/switchover/backlog/model", test_model);
     g_test_add_func("/switchover/backlog/memory", test_memory);
-    g_test_add_func("/switchover/reader/threads", test_threads);
-    g_test_add_func("/switchover/reader/life", test_life);
+    g_test_add_func("/switchover/threads/frames", test_threads);
+    g_test_add_func("/switchover/threads/life", test_life);
     return g_test_run();
 }
