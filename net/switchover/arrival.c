@@ -81,7 +81,6 @@ struct SwitchoverArrival {
     int64_t since;              /* when it began, or a frame came, in us */
     uint64_t base;              /* the source's number of frame 0 of theirs */
     uint64_t announce_at;       /* frame of theirs that comes after it */
-    int64_t announced;          /* when the network was told, in us; or 0 */
     bool done;                  /* the source has said DONE */
     uint64_t done_at;           /* frame of theirs that comes after that */
     uint64_t acknowledged;      /* the last number that the source was told */
@@ -295,7 +294,6 @@ static void arrival_announce(SwitchoverArrival *a)
     AnnounceParameters params = *migrate_announce_params();
 
     a->sw->nc->announce_held = false;
-    a->announced = g_get_monotonic_time();
     if (nic) {
         name.value = nic->name;
         params.has_interfaces = true;
@@ -381,11 +379,6 @@ SwitchoverBacklog *switchover_arrival_backlog(SwitchoverArrival *a)
 bool switchover_arrival_allows_direct(SwitchoverArrival *a)
 {
     return a->phase >= PHASE_SETTLING || !a->enabled;
-}
-
-int64_t switchover_arrival_announced(SwitchoverArrival *a)
-{
-    return a->announced;
 }
 
 bool switchover_arrival_is_over(SwitchoverArrival *a)

@@ -63,9 +63,6 @@ bool switchover_arrival_drops_direct(SwitchoverArrival *a,
 /* For switchover.c: frames were delivered; go on to the next step.  BQL. */
 void switchover_arrival_step(SwitchoverArrival *a);
 
-/* For switchover.c: when the guest was announced, in us; 0: not yet.  BQL. */
-int64_t switchover_arrival_announced(SwitchoverArrival *a);
-
 /* For switchover.c: is there a reason for vhost to wait?  BQL. */
 bool switchover_arrival_is_over(SwitchoverArrival *a);
 

@@ -75,9 +75,10 @@
 #define TURN_FRAMES 512
 
 /*
- * With so few frames left, or so long after the network has heard of the guest,
- * the reader ends, and what comes then waits in the kernel's queue until vhost
- * starts.  Else a guest that is slower by QEMU's datapath never gets out of it.
+ * With so few frames left, or when they have not become fewer in CLOSING_US
+ * although the guest takes some, the reader stops, and what comes then waits in
+ * the kernel's queue until vhost starts.  Else a guest that is slower by QEMU's
+ * datapath never gets out of it.
  */
 #define CLOSING_FRAMES 64
 #define CLOSING_US (1000 * 1000)
@@ -279,6 +280,7 @@ static void switchover_take(Switchover *sw)
     switchover_poll(sw, false);
     sw->taken = true;
     sw->closing = false;
+    sw->looked = 0;
 
     switchover_threads_pause();
     for (unsigned i = 0; sw->has_fds && i < sw->n_queues; i++) {
@@ -544,20 +546,40 @@ static void switchover_finish(Switchover *sw)
                             sw->direct, sw->drain_us);
 }
 
-/* Have the last frames been read, and delivered? */
-static bool switchover_is_finished(Switchover *sw)
+static bool switchover_is_over(Switchover *sw)
 {
-    SwitchoverArrival *a = sw->arrival;
-    int64_t since = a ? switchover_arrival_announced(a) : sw->started;
-    bool over = !a || switchover_arrival_is_over(a);
+    return !sw->arrival || switchover_arrival_is_over(sw->arrival);
+}
 
-    if (!sw->closing && since &&
-        ((over && switchover_backlog_frames(&sw->own) <= CLOSING_FRAMES) ||
-         g_get_monotonic_time() - since > CLOSING_US)) {
+/* Stop reading if only the last frames are left, or if that never happens */
+static void switchover_close(Switchover *sw)
+{
+    uint64_t frames = switchover_backlog_frames(&sw->own);
+    int64_t now = g_get_monotonic_time();
+    bool close = frames <= CLOSING_FRAMES;
+
+    if (sw->closing || !switchover_is_over(sw)) {
+        return;
+    }
+    if (now - sw->looked > CLOSING_US) {
+        close |= sw->looked && sw->own.head > sw->looked_head &&
+                 frames >= sw->looked_frames;
+        sw->looked = now;
+        sw->looked_head = sw->own.head;
+        sw->looked_frames = frames;
+    }
+    if (close) {
+        trace_switchover_close(sw->nc->name, frames);
         sw->closing = true;
         switchover_set_reading(sw, false);
     }
-    return over && sw->closing && !switchover_backlog_frames(&sw->own);
+}
+
+/* Have the last frames been read, and delivered? */
+static bool switchover_is_finished(Switchover *sw)
+{
+    return switchover_is_over(sw) && sw->closing &&
+           !switchover_backlog_frames(&sw->own);
 }
 
 static void switchover_deliver(void *opaque)
@@ -596,6 +618,7 @@ static void switchover_deliver(void *opaque)
         if (sw->arrival) {
             switchover_arrival_step(sw->arrival);
         }
+        switchover_close(sw);
         if (sw->flying) {
             return;
         }

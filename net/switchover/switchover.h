@@ -80,6 +80,9 @@ typedef struct Switchover {
 
     bool delivering;            /* frames go to the NIC by QEMU's datapath */
     bool closing;               /* and the last ones have been read */
+    int64_t looked;             /* when the next two were set, in us; or 0 */
+    uint64_t looked_head;       /* number of own's oldest frame */
+    uint64_t looked_frames;     /* own's frames */
     bool sending;               /* a frame is on its way through the chain */
     SwitchoverBacklog *flying;  /* whose oldest frame is in the NIC's queue */
     QEMUBH *bh;                 /* deliver */
