@@ -226,6 +226,8 @@ static void test_cancel(const void *opaque)
             patience_check();
             vm_answers(&e);
         }
+        /* It is sent to after it had time to say HELLO, and did not */
+        wait_fd(e.chr[0], POLLIN);
         migrate_cancel(&e);
         wire_expect_range(e.guest[0], seq, seq + MANY, BIG_LEN);
         flush_to_guest(&e, seq + MANY);

@@ -76,7 +76,6 @@ typedef struct Pair {
     char *uri, *m0, *stderr_to;
     int rarp;                   /* announcements at the destination */
     GArray *got;                /* numbers of the frames that the guest got */
-    int64_t last;               /* when the last one came, in us */
 } Pair;
 
 static Setup setup_of(const void *data)
@@ -215,23 +214,18 @@ static bool collect_some(Pair *p, Guest *g)
         }
     }
     if (p->got->len != before) {
-        p->last = g_get_monotonic_time();
+        patience_begin();
     }
     return p->got->len != before;
-}
-
-static void assert_progress(Pair *p)
-{
-    g_assert_cmpint(g_get_monotonic_time() - p->last, <, TIME_LIMIT * 1000);
 }
 
 /* Until it has got @n frames, since the last collect_begin() */
 static void collect(Pair *p, Guest *g, guint n)
 {
-    p->last = g_get_monotonic_time();
+    patience_begin();
     while (p->got->len < n) {
         if (!collect_some(p, g)) {
-            assert_progress(p);
+            patience_check();
             g_thread_yield();
         }
     }
@@ -295,15 +289,15 @@ static uint64_t arrival_stat(Pair *p, const char *name)
 static void wait_stat(Guest *g, const char *id, const char *group,
                       const char *name, uint64_t n)
 {
-    int64_t last = g_get_monotonic_time();
     uint64_t before = UINT64_MAX, now;
 
+    patience_begin();
     while ((now = filter_stat(&g->e, id, group, name)) != n) {
         if (now != before) {
             before = now;
-            last = g_get_monotonic_time();
+            patience_begin();
         }
-        g_assert_cmpint(g_get_monotonic_time() - last, <, TIME_LIMIT * 1000);
+        patience_check();
     }
 }
 
@@ -322,13 +316,13 @@ static void send_read(Pair *p, uint32_t begin, uint32_t end)
 
     while (begin < end) {
         uint32_t n = MIN(MANY, end - begin);
-        int64_t limit = g_get_monotonic_time() + TIME_LIMIT * 1000;
 
         send_range(&p->from, begin, begin + n);
         begin += n;
         taken += n;
+        patience_begin();
         while (if_tx_packets("qtap0") < taken) {
-            g_assert_cmpint(g_get_monotonic_time(), <, limit);
+            patience_check();
             g_usleep(100);
         }
     }
@@ -339,7 +333,7 @@ static void collect_announced(Pair *p, guint n)
 {
     bool announced = false;
 
-    p->last = g_get_monotonic_time();
+    patience_begin();
     while (!announced) {
         announced = readable(p->rarp);
         /* What was in the ring then, is there now */
@@ -347,7 +341,7 @@ static void collect_announced(Pair *p, guint n)
         while (collect_some(p, &p->to)) {
             /* All of it */
         }
-        assert_progress(p);
+        patience_check();
     }
     g_assert_cmpuint(p->got->len, >=, n);
     rarp_expect(p->rarp);
@@ -398,11 +392,11 @@ static int count_threads(Guest *g, const char *prefix, pid_t *tid)
 /* A thread gives itself its name, and it may take a while until it ends */
 static pid_t wait_threads(Guest *g, const char *prefix, int n)
 {
-    int64_t end = g_get_monotonic_time() + TIME_LIMIT * 1000;
     pid_t tid = 0;
 
+    patience_begin();
     while (count_threads(g, prefix, &tid) != n) {
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        patience_check();
         vm_answers(&g->e);
     }
     return tid;
@@ -531,7 +525,7 @@ static void test_announced(const void *data)
     wait_held(&p, many);
     migrate_continue(&p.from.e);
     pair_arrive(&p);
-    p.last = g_get_monotonic_time();
+    patience_begin();
     while (!completed) {
         QDict *resp = qtest_qmp_assert_success_ref(p.from.e.qts,
                                                    "{ 'execute':"
@@ -547,7 +541,7 @@ static void test_announced(const void *data)
         while (collect_some(&p, &p.to)) {
             /* All of it */
         }
-        assert_progress(&p);
+        patience_check();
     }
     g_assert_true(readable(p.rarp));
     g_assert_cmpuint(p.got->len, ==, many);
@@ -709,7 +703,7 @@ static uint64_t load_once(const Setup *s, int rate)
     load_wait(&l, LOAD_FRAMES / 2);
     migrate_continue(&p.from.e);
     pair_arrive(&p);
-    p.last = g_get_monotonic_time();
+    patience_begin();
     while (total < LOAD_FRAMES) {
         bool any = false;
 
@@ -727,9 +721,9 @@ static uint64_t load_once(const Setup *s, int rate)
             }
         }
         if (any) {
-            p.last = g_get_monotonic_time();
+            patience_begin();
         } else {
-            assert_progress(&p);
+            patience_check();
             if (if_tx_dropped("qtap0") > dropped) {
                 break;
             }
@@ -913,7 +907,6 @@ static void test_killed_after(const void *data)
 static void test_killed_running(const void *data)
 {
     Setup s = setup_of(data);
-    int64_t last;
     uint64_t n;
     Pair p;
 
@@ -925,9 +918,9 @@ static void test_killed_running(const void *data)
     qtest_qmp_eventwait(p.to.e.qts, "RESUME");
     wait_migration(&p.from.e, "completed");
     /* More only if this took a second, in which the guest took nothing */
-    last = g_get_monotonic_time();
+    patience_begin();
     while ((n = source_stat(&p, "acknowledged")) < p.from.rx[0]->size) {
-        g_assert_cmpint(g_get_monotonic_time() - last, <, TIME_LIMIT * 1000);
+        patience_check();
     }
     vm_stall(&p.to.e, true);
     vm_answers(&p.from.e);
@@ -943,8 +936,7 @@ static void test_killed_running(const void *data)
 /* Or fails, if the connection ended before all was sent */
 static bool migration_completes(Pair *p)
 {
-    int64_t begin = g_get_monotonic_time();
-
+    patience_begin();
     for (;;) {
         QDict *resp = qtest_qmp_assert_success_ref(p->from.e.qts,
                                                    "{ 'execute':"
@@ -955,7 +947,7 @@ static bool migration_completes(Pair *p)
         if (!strcmp(status, "completed") || !strcmp(status, "failed")) {
             return status[0] == 'c';
         }
-        g_assert_cmpint(g_get_monotonic_time() - begin, <, TIME_LIMIT * 1000);
+        patience_check();
     }
 }
 
@@ -1113,7 +1105,12 @@ static void test_guest_ring_full(const void *data)
     pair_stop(&p, &p.to);
 }
 
-/* It takes frames, but as many come: QEMU's datapath is left all the same */
+/*
+ * It takes frames, but as many come: QEMU's datapath is left all the same, after
+ * a second or two
+ */
+#define MANY_SLOW 200000
+
 static void test_guest_slow(const void *data)
 {
     g_autoptr(GByteArray) frame = g_byte_array_new();
@@ -1130,17 +1127,19 @@ static void test_guest_slow(const void *data)
     wait_migration(&p.from.e, "completed");
     wait_migration(&p.to.e, "completed");
     vm_kill(&p.from);
-    p.last = g_get_monotonic_time();
+    patience_begin();
     while (has_threads(&p.to)) {
         if (ring_poll(&p.to, 0, frame, &hdr)) {
             uint32_t seq = ldl_be_p(frame->data + SEQ_OFFSET);
 
             g_array_append_val(p.got, seq);
             send_range(&p.to, sent, sent + 1);
-            sent++;
+            g_assert_cmpuint(++sent, <, DIRECT + MANY_SLOW);
         }
-        assert_progress(&p);
+        vm_answers(&p.to.e);
+        patience_check();
     }
+    g_test_message("%u frames until then", sent - DIRECT);
     collect(&p, &p.to, sent - DIRECT);
     assert_got(&p, 0, DIRECT, sent);
     assert_no_more(&p, &p.to);
@@ -1429,7 +1428,7 @@ static void test_deaf_peers(void)
         qobject_unref(resp);
         now = g_get_monotonic_time();
         longest = MAX(longest, now - asked);
-        g_assert_cmpint(now - begin, <, TIME_LIMIT * 1000);
+        patience_check();
     }
     g_test_message("%d peers that do not read: completed after %" PRId64
                    " ms, QMP's longest silence %" PRId64 " ms", cards,
@@ -1510,10 +1509,10 @@ static void test_gso_size_1(const void *data)
                         VNET_HDR_LEN + len);
     }
     host_send(e.tap, 2, FRAME_LEN);
-    g_test_timer_start();
+    patience_begin();
     /* All of them are in memory as they came */
     while (filter_stat(&e, "f0", "switchover", "read") < n + 1) {
-        g_assert_cmpfloat(g_test_timer_elapsed(), <, TIME_LIMIT / 1000);
+        patience_check();
     }
     g_assert_cmpuint(filter_stat(&e, "f0", "switchover", "peak-size"), <,
                      n * (len + 100) + 1000);
@@ -1610,10 +1609,9 @@ static int64_t stop_time(bool filters)
                                     G_SPAWN_DO_NOT_REAP_CHILD, NULL, NULL,
                                     &pid, NULL));
         /* It has begun when one is gone */
-        begin = g_get_monotonic_time();
+        patience_begin();
         while (if_nametoindex("qv0a")) {
-            g_assert_cmpint(g_get_monotonic_time() - begin, <,
-                            TIME_LIMIT * 1000);
+            patience_check();
         }
         begin = g_get_monotonic_time();
         vm_run(&e, false);
