@@ -278,7 +278,8 @@ void ring_recv(Guest *g, GByteArray *frame,
                struct virtio_net_hdr_mrg_rxbuf *hdr)
 {
     patience_begin();
-    while (!ring_poll(g, 0, frame, hdr)) {
+    for (int pair = 0; !ring_poll(g, pair, frame, hdr);
+         pair = (pair + 1) % g->pairs) {
         patience_check();
         g_thread_yield();
     }

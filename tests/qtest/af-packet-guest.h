@@ -66,7 +66,10 @@ void guest_move(Guest *a, Guest *b);
 /* The next frame of a ring, without its header, which is in @hdr, if any */
 bool ring_poll(Guest *g, int pair, GByteArray *frame,
                struct virtio_net_hdr_mrg_rxbuf *hdr);
-/* The same of the first ring, after some time */
+/*
+ * The same of any ring, after some time.  A TAP with several queues takes one
+ * for each flow, by a hash that differs from boot to boot (Linux 6.18).
+ */
 void ring_recv(Guest *g, GByteArray *frame,
                struct virtio_net_hdr_mrg_rxbuf *hdr);
 /* The next frames are those from @begin to before @end */
