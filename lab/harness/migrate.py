@@ -483,10 +483,11 @@ def measured(mode, c, logs=None, say=lambda line: None):
     third time on with half as many packets, as the machine is too slow or too
     busy for them all."""
     for n in range(TRIES):
+        fewer = n >= TRIES // 2
         try:
-            return run(mode, c if n < TRIES // 2 else
+            return run(mode, c if not fewer else
                        replace(c, rate=c.rate // 2, burst=c.burst // 2), logs,
-                       say)
+                       say) | {'fewer': fewer}
         except InvalidRun as e:
             if n == TRIES - 1:
                 raise

@@ -15,7 +15,8 @@ FAULTS = ('lost', 'duplicated', 'damaged', 'reordered')
 def faults(r, names=FAULTS):
     """The FAULTS of a run as text, both directions: to the guest + from it."""
     return ', '.join(f'{r["to_guest"][n]} + {r["to_client"][n]} {n}'
-                     for n in names)
+                     for n in names) + (
+        ', at half of the rate' if r.get('fewer') else '')
 
 
 def is_exact(r, reordered=REORDERED):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Checks of the lab's own parts: a lab that miscounts proves nothing.
 
-Unprivileged: the counting, with made-up records; the time limits; and how a
-transcript is read.  Privileged: what stream accepts, with packets made here; and
+Unprivileged: the counting, with made-up records; the time limits; what becomes
+of invalid runs; and how a transcript is read.  Privileged: what stream accepts, with packets made here; and
 that nothing stays behind a killed harness.
 """
 import os
@@ -14,9 +14,11 @@ import tempfile
 import time
 import zlib
 from pathlib import Path
+from unittest import mock
 
-from . import count, products, transcript
+from . import InvalidRun, count, migrate, products, report, transcript
 from .count import Record
+from .migrate import Conditions
 from .patience import Patience, children, cpu_time
 from .peer import Peer
 from .system import CLIENT_ADDRESS, NETNS, System, remove_stale
@@ -244,7 +246,48 @@ def test_patience_sees_cpu_time():
         shell.communicate()
 
 
+class Runs:
+    """Instead of migrate.run(): the first @invalid runs are invalid."""
+
+    def __init__(self, invalid):
+        self.invalid, self.asked = invalid, []
+
+    def __call__(self, mode, c, logs, say):
+        self.asked.append((c.rate, c.burst))
+        if len(self.asked) <= self.invalid:
+            raise InvalidRun('the machine is busy')
+        exact = dict.fromkeys(report.FAULTS, 0)
+        return {'to_guest': exact, 'to_client': exact}
+
+
+def test_run_invalid_is_made_again_with_fewer_packets():
+    c, full, half = Conditions(rate=500, burst=100), (500, 100), (250, 50)
+    for invalid, asked in ((0, [full]), (1, [full, full]),
+                           (3, [full, full, half, half])):
+        runs = Runs(invalid)
+        with mock.patch.object(migrate, 'run', runs):
+            said = report.faults(migrate.measured('ours', c))
+        equal(runs.asked, asked)
+        equal('half of the rate' in said, invalid == 3)
+    with mock.patch.object(migrate, 'run', Runs(4)):
+        try:
+            migrate.measured('ours', c)
+        except InvalidRun:
+            return
+    raise AssertionError('four invalid runs, and there is a result')
+
+
+def test_run_with_a_loss_is_invalid_if_no_cpu_was_free():
+    c = Conditions(rate=0, burst=50000, txqueuelen=1000)    # full in 20 ms
+    for waited, lost, valid in ((9, 5, True), (11, 0, True), (11, 5, False)):
+        try:
+            migrate.check_latency(c, waited, lost)
+            equal(True, valid)
+        except InvalidRun:
+            equal(False, valid)
+
+
 UNPRIVILEGED = [f for n, f in sorted(globals().items())
-                if n.startswith(('test_count_', 'test_patience_',
+                if n.startswith(('test_count_', 'test_patience_', 'test_run_',
                                  'test_transcript_'))]
 PRIVILEGED = [test_stream_sorts_packets, test_killed_harness_leaves_nothing]
