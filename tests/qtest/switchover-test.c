@@ -1106,8 +1106,8 @@ static void test_guest_ring_full(const void *data)
 }
 
 /*
- * It takes frames, but as many come: QEMU's datapath is left all the same, after
- * a second or two
+ * It takes frames, but as many come: QEMU's datapath is left all the same, in a
+ * second or two
  */
 #define MANY_SLOW 200000
 
