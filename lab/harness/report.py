@@ -2,6 +2,7 @@
 """Results for people: what was promised, a table, the timeline picture."""
 import os
 import subprocess
+import textwrap
 from pathlib import Path
 
 from . import LabError
@@ -160,6 +161,7 @@ def picture(results, out):
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    conditions = '\\n'.join(textwrap.wrap(results[0]['conditions_text'], 150))
     script = f'''# Packets to a guest during its live migration (gnuplot)
 {chr(10).join(blocks)}
 set terminal TERMINAL
@@ -168,8 +170,8 @@ set multiplot layout {len(results)},1 \\
     margins 0.08,0.975,0.14,0.87 spacing 0,0.12
 set label 10 "{{/:Bold=16 Packets to a guest during its live migration}}" \\
     at screen 0.08,0.965 left
-set label 11 "{results[0]['conditions_text']}" \\
-    at screen 0.08,0.025 left font ",10" textcolor rgb "#666666"
+set label 11 "{conditions}" \\
+    at screen 0.08,0.035 left font ",10" textcolor rgb "#666666"
 set xrange [{begin}:{end}]
 set yrange [{1.1 * min(numbers)}:{1.1 * max(numbers)}]
 set border 3 lc rgb "{INK}"

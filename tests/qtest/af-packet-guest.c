@@ -53,7 +53,8 @@ void guest_vm_start(Guest *g, const char *ifname, int pairs, bool vhost,
     g_autofree char *path = g_strdup_printf("%s/bios", tmpdir);
     g_autofree char *ram = g_strdup_printf("%s/ram", tmpdir);
     g_autofree char *nic =
-        g_strdup_printf("-device virtio-net-pci,netdev=n0,romfile=,addr=%d%s",
+        g_strdup_printf("-device virtio-net-pci,netdev=n0,romfile=,addr=%d,"
+                        "rx_queue_size=256%s",
                         NIC_SLOT, device ?: "");
     g_autofree char *args =
         g_strdup_printf("-m %d -bios %s "

@@ -368,7 +368,10 @@ static void test_warnings(void)
     wait_warned_once(&e, path, "outdev's connection ended");
 
     host_send_range(&e.tap[0], 110, 120, FRAME_LEN);
-    vm_answers(&e);
+    patience_begin();
+    while (filter_stat(&e, "f0", "switchover", "read") < 20) {
+        patience_check();
+    }
     migrate_continue(&e);
     wait_migration(&e, "completed");
     wait_warned_once(&e, path, "outdev's peer has not yet taken 10 frames");
