@@ -53,8 +53,7 @@ void guest_vm_start(Guest *g, const char *ifname, int pairs, bool vhost,
     g_autofree char *path = g_strdup_printf("%s/bios", tmpdir);
     g_autofree char *ram = g_strdup_printf("%s/ram", tmpdir);
     g_autofree char *nic =
-        g_strdup_printf("-device virtio-net-pci,netdev=n0,romfile=,addr=%d,"
-                        "rx_queue_size=256%s",
+        g_strdup_printf("-device virtio-net-pci,netdev=n0,romfile=,addr=%d%s",
                         NIC_SLOT, device ?: "");
     g_autofree char *args =
         g_strdup_printf("-m %d -bios %s "
@@ -130,8 +129,9 @@ static void ring_start(Guest *g, int pair)
 
     g->rx[pair] = qvirtqueue_setup(&g->dev->vdev, &g->alloc, 2 * pair);
     ring = ring_of(g, pair);
-    buf = guest_alloc(&g->alloc, RX_BUF_LEN * ring.num);
-    for (i = 0; i < ring.num; i++) {
+    g_assert_cmpint(ring.num, >=, GUEST_RX_BUFFERS);
+    buf = guest_alloc(&g->alloc, RX_BUF_LEN * GUEST_RX_BUFFERS);
+    for (i = 0; i < GUEST_RX_BUFFERS; i++) {
         stq_le_p(&ring.desc[i].addr, buf + i * RX_BUF_LEN);
         stl_le_p(&ring.desc[i].len, RX_BUF_LEN);
         stw_le_p(&ring.desc[i].flags, VRING_DESC_F_WRITE);

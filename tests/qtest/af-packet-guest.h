@@ -24,6 +24,12 @@
 /* With mergeable buffers, or virtio 1 */
 #define GUEST_HDR_LEN sizeof(struct virtio_net_hdr_mrg_rxbuf)
 
+/*
+ * Buffers in each receive ring.  That may be larger: QEMU 10.0.13 gives all
+ * rings 1,024 entries, whatever rx_queue_size says.
+ */
+#define GUEST_RX_BUFFERS 256
+
 /* Pairs of queues, at most */
 #define GUEST_PAIRS_MAX 8
 

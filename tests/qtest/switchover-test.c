@@ -919,7 +919,7 @@ static void test_killed_running(const void *data)
     wait_migration(&p.from.e, "completed");
     /* More only if this took a second, in which the guest took nothing */
     patience_begin();
-    while ((n = source_stat(&p, "acknowledged")) < p.from.rx[0]->size) {
+    while ((n = source_stat(&p, "acknowledged")) < GUEST_RX_BUFFERS) {
         patience_check();
     }
     vm_stall(&p.to.e, true);
