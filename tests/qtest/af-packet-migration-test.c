@@ -894,6 +894,7 @@ typedef struct Stream {
     Env e;
     int fd[2];                  /* a pipe for them */
     bool answered;              /* has QEMU, that it goes on? */
+    uint64_t taken;             /* frames that QEMU took before */
 } Stream;
 
 /* Wait for an event of capability "events", while QEMU may not answer */
@@ -950,6 +951,7 @@ static void stream_start(Stream *s, const char *in_netdev, bool paused)
                    " 'arguments': { 'state': 'pre-switchover' } }");
     s->answered = false;
     stream_wait_event(s, "device");
+    s->taken = if_tx_packets(e->tap[0].name);
 }
 
 static void stream_stop(Stream *s)
@@ -981,9 +983,12 @@ static void stream_wait_frame(Stream *s)
             return;
         }
         patience_check();
-        if (stands_still) {
+        /* Once the reader has frames, they come, and the state can wait */
+        if (stands_still && if_tx_packets(s->e.tap[0].name) == s->taken) {
             g_assert_cmpint(read(s->fd[0], page, PAGE), >, 0);
         }
+        /* A pace that leaves the reader some time, which rests for 1 ms */
+        g_usleep(2000);
     }
 }
 
