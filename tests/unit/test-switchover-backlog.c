@@ -808,7 +808,10 @@ static int count_threads(void)
     return n;
 }
 
-/* A thread gives itself its name */
+/*
+ * A thread gives itself its name, and is seen for a moment after it was joined
+ * (Linux 6.18)
+ */
 static void wait_threads(int n)
 {
     int64_t end = g_get_monotonic_time() + TIME_LIMIT;
@@ -828,7 +831,7 @@ static void test_life(void)
     qemu_thread_naming(true);
     switchover_backlog_init(&b);
     for (int turn = 0; turn < 100; turn++) {
-        g_assert_cmpint(count_threads(), ==, 0);
+        wait_threads(0);
         for (int i = 0; i < ARRAY_SIZE(port); i++) {
             port[i] = (SwitchoverPort) { .backlog = &b, .limit = SIZE_MAX,
                                          .blocked = -1 };
@@ -845,7 +848,7 @@ static void test_life(void)
             switchover_port_remove(&port[i]);
         }
     }
-    g_assert_cmpint(count_threads(), ==, 0);
+    wait_threads(0);
     switchover_reader_kick();
     switchover_sender_kick();
     switchover_backlog_destroy(&b);
