@@ -139,7 +139,6 @@ struct QIOChannelPacket {
 
     QIOChannelPacketMode mode;
     bool vnet_hdr;              /* the stream carries vnet headers */
-    bool skips_group;           /* does not inject frames to a group address */
     bool blocking;
 
     int fd;
@@ -554,11 +553,6 @@ void qio_channel_packet_set_vnet_hdr(QIOChannelPacket *pioc, bool enabled)
     pioc->vnet_hdr = enabled;
 }
 
-void qio_channel_packet_set_skip_group(QIOChannelPacket *pioc, bool enabled)
-{
-    pioc->skips_group = enabled;
-}
-
 void qio_channel_packet_set_ring_size(QIOChannelPacket *pioc, size_t size)
 {
     assert(!size ||
@@ -657,14 +651,6 @@ bool qio_channel_packet_detach(QIOChannelPacket *pioc)
     g_free(pioc->ifname);
     pioc->ifname = g_steal_pointer(&fresh->ifname);
     return true;
-}
-
-void qio_channel_packet_forget(QIOChannelPacket *pioc)
-{
-    pioc->len = 0;
-    pioc->segments_done = 0;
-    pioc->segments_sent = false;
-    pioc->gso_until = 0;
 }
 
 int qio_channel_packet_get_fd(QIOChannelPacket *pioc)
@@ -1297,13 +1283,6 @@ static ssize_t packet_send_messages(QIOChannelPacket *pioc, uint8_t *buf,
         }
         if (!frames[n].len && n) {
             break;
-        }
-        if (pioc->skips_group && frames[n].len && (frames[n].data[0] & 1)) {
-            if (n) {
-                break;
-            }
-            pioc->stats.skipped_group++;
-            return pos + ret;
         }
         pos += ret;
         if (!frames[n].len) {

@@ -256,7 +256,6 @@ void packet_queue_consume(PacketQueue *q, size_t len)
         count_message(q, &q->out, buf);
         chunk->begin += message_len(q, buf);
         q->packets--;
-        q->stale = false;
     }
     if (chunk->pos == chunk->len) {
         if (QSIMPLEQ_NEXT(chunk, next)) {
@@ -267,28 +266,13 @@ void packet_queue_consume(PacketQueue *q, size_t len)
     }
 }
 
-/* Bytes of the oldest message that have been consumed; now they are not */
-static size_t packet_queue_unconsume(PacketQueue *q)
-{
-    PacketQueueChunk *chunk = QSIMPLEQ_FIRST(&q->chunks);
-    size_t n = chunk ? chunk->pos - chunk->begin : 0;
-
-    if (n) {
-        q->bytes += n;
-        chunk->pos = chunk->begin;
-    }
-    return n;
-}
-
 void packet_queue_rewind(PacketQueue *q)
 {
     PacketQueueChunk *chunk = QSIMPLEQ_FIRST(&q->chunks);
-    NetFilterTraffic out = q->out;
-    bool stale = q->stale;
 
-    if (packet_queue_unconsume(q) && stale) {
-        packet_queue_consume(q, message_len(q, chunk->data + chunk->pos));
-        q->out = out;
+    if (chunk) {
+        q->bytes += chunk->pos - chunk->begin;
+        chunk->pos = chunk->begin;
     }
 }
 
@@ -300,25 +284,9 @@ uint64_t packet_queue_clear(PacketQueue *q)
         packet_queue_remove_first(q);
     }
     g_clear_pointer(&q->spare, g_free);
-    q->stale = false;
     q->bytes = 0;
     q->packets = 0;
     return n;
-}
-
-void packet_queue_foreach(PacketQueue *q,
-                          void (*func)(void *opaque, uint8_t *message,
-                                       size_t len), void *opaque)
-{
-    PacketQueueChunk *chunk;
-    size_t len;
-
-    QSIMPLEQ_FOREACH(chunk, &q->chunks, next) {
-        for (size_t pos = chunk->pos; pos < chunk->whole; pos += len) {
-            len = message_len(q, chunk->data + pos);
-            func(opaque, chunk->data + pos, len);
-        }
-    }
 }
 
 uint64_t packet_queue_drop(PacketQueue *q)
@@ -332,30 +300,4 @@ uint64_t packet_queue_drop(PacketQueue *q)
     }
     q->out = out;
     return n;
-}
-
-uint64_t packet_queue_discard(PacketQueue *q)
-{
-    PacketQueueChunk *chunk = QSIMPLEQ_FIRST(&q->chunks);
-    size_t pos = packet_queue_unconsume(q);
-    g_autofree uint8_t *message = NULL;
-    size_t len = 0;
-    uint64_t n;
-
-    if (pos) {
-        len = message_len(q, chunk->data + chunk->pos);
-        message = g_memdup2(chunk->data + chunk->pos, len);
-    }
-    n = packet_queue_clear(q);
-    if (!message) {
-        return n;
-    }
-    chunk = packet_queue_reserve(q, len);
-    memcpy(chunk->data, message, len);
-    chunk->pos = pos;
-    chunk->whole = chunk->len = len;
-    q->stale = true;
-    q->bytes = len - pos;
-    q->packets = 1;
-    return n - 1;
 }

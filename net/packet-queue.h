@@ -24,7 +24,6 @@ typedef struct PacketQueue {
     QSIMPLEQ_HEAD(, PacketQueueChunk) chunks;
     PacketQueueChunk *spare;
     bool vnet_hdr;              /* messages carry a vnet header */
-    bool stale;                 /* the oldest: to be ended, not begun anew */
     size_t bytes;               /* in the queue, not consumed */
     uint64_t packets;           /* whole messages in the queue */
     NetFilterTraffic in;        /* whole messages that came */
@@ -50,16 +49,6 @@ void packet_queue_init(PacketQueue *q, bool vnet_hdr);
 uint64_t packet_queue_clear(PacketQueue *q);
 
 /**
- * packet_queue_foreach:
- * @q: the queue, of which nothing was consumed in part
- * @func: called with each whole message, oldest first; not to change @q
- * @opaque: for @func
- */
-void packet_queue_foreach(PacketQueue *q,
-                          void (*func)(void *opaque, uint8_t *message,
-                                       size_t len), void *opaque);
-
-/**
  * packet_queue_drop:
  * @q: the queue, of which nothing was consumed in part
  *
@@ -68,17 +57,6 @@ void packet_queue_foreach(PacketQueue *q,
  * Returns: how many
  */
 uint64_t packet_queue_drop(PacketQueue *q);
-
-/**
- * packet_queue_discard:
- * @q: the queue
- *
- * Drop everything but the rest of a message that has been consumed in part,
- * so that its reader stays in step.
- *
- * Returns: how many messages were dropped
- */
-uint64_t packet_queue_discard(PacketQueue *q);
 
 /**
  * packet_queue_put:
@@ -169,8 +147,7 @@ void packet_queue_consume(PacketQueue *q, size_t len);
  * @q: the queue
  *
  * Undo packet_queue_consume() of a part of a message, so that its reader, a
- * new one, begins with a whole message.  What packet_queue_discard() has left
- * is dropped.
+ * new one, begins with a whole message.
  */
 void packet_queue_rewind(PacketQueue *q);
 

@@ -83,7 +83,6 @@ typedef struct QIOChannelPacketFrame {
  *     no usable frame
  * @dropped_down: frames for an interface that is down
  * @no_room: times that the interface's queue was full; nothing is lost
- * @skipped_group: see qio_channel_packet_set_skip_group()
  *
  * Everything since the channel was made.
  */
@@ -98,7 +97,6 @@ typedef struct QIOChannelPacketStats {
     uint64_t dropped_invalid;
     uint64_t dropped_down;
     uint64_t no_room;
-    uint64_t skipped_group;
 } QIOChannelPacketStats;
 
 /**
@@ -174,16 +172,6 @@ bool qio_channel_packet_is_packet_socket(int fd);
 void qio_channel_packet_set_vnet_hdr(QIOChannelPacket *ioc, bool enabled);
 
 /**
- * qio_channel_packet_set_skip_group:
- * @ioc: the channel, which injects
- * @enabled: whether to skip broadcast and multicast frames
- *
- * Messages with such frames are taken from the stream, and counted as
- * QIOChannelPacketStats.skipped_group; off by default.
- */
-void qio_channel_packet_set_skip_group(QIOChannelPacket *ioc, bool enabled);
-
-/**
  * qio_channel_packet_set_ring_size:
  * @ioc: a capturing channel that has not been prepared or activated
  * @size: bytes, from QIO_PACKET_RING_MIN to QIO_PACKET_RING_MAX; or 0, to
@@ -253,14 +241,6 @@ bool qio_channel_packet_is_empty(QIOChannelPacket *ioc);
 int qio_channel_packet_recv_frame(QIOChannelPacket *ioc,
                                   QIOChannelPacketFrame *frame,
                                   Error **errp);
-
-/**
- * qio_channel_packet_forget:
- * @ioc: an injecting channel
- *
- * The message that had no room will not be written again.
- */
-void qio_channel_packet_forget(QIOChannelPacket *ioc);
 
 /**
  * qio_channel_packet_get_fd:

@@ -40,7 +40,6 @@ typedef struct Model {
     GQueue *whole;              /* GByteArray, as in the stream */
     size_t whole_bytes;
     size_t consumed;            /* of the first */
-    bool stale;                 /* the first is the rest of a discarded one */
 
     GByteArray *part;           /* the message that comes in pieces, or NULL */
     size_t put;                 /* of that */
@@ -87,7 +86,6 @@ static void model_remove_first(Model *m)
 
     m->whole_bytes -= msg->len;
     m->consumed = 0;
-    m->stale = false;
     g_byte_array_unref(msg);
 }
 
@@ -270,9 +268,6 @@ static void step_consume(Model *m)
 static void step_rewind(Model *m)
 {
     packet_queue_rewind(&m->q);
-    if (m->stale) {
-        model_remove_first(m);
-    }
     m->consumed = 0;
 }
 
@@ -292,25 +287,6 @@ static void step_clear(Model *m)
     model_drop_part(m);
 }
 
-/* All but what a reader has begun with */
-static void step_discard(Model *m)
-{
-    GByteArray *first = m->consumed ? g_queue_pop_head(m->whole) : NULL;
-
-    g_assert_cmpuint(packet_queue_discard(&m->q),
-                     ==, g_queue_get_length(m->whole));
-    while (!g_queue_is_empty(m->whole)) {
-        m->whole_bytes -= ((GByteArray *)g_queue_peek_head(m->whole))->len;
-        g_byte_array_unref(g_queue_pop_head(m->whole));
-    }
-    if (first) {
-        g_queue_push_tail(m->whole, first);
-        m->stale = true;
-    }
-    model_drop_part(m);
-}
-
-/* All whole messages, if a reader has not begun with one */
 static void step_drop(Model *m)
 {
     if (m->consumed) {
@@ -374,10 +350,8 @@ static void step(Model *m, bool fill)
 {
     size_t kind = random_to(m, 999);
 
-    if (kind < 2) {
+    if (kind < 4) {
         step_clear(m);
-    } else if (kind < 4) {
-        step_discard(m);
     } else if (kind < 12) {
         step_too_long(m);
     } else if (kind < 22) {
@@ -507,7 +481,6 @@ static void test_zeroed(void)
     PacketQueue q = { 0 };
 
     g_assert_cmpuint(packet_queue_clear(&q), ==, 0);
-    g_assert_cmpuint(packet_queue_discard(&q), ==, 0);
     packet_queue_truncate(&q);
     g_assert_cmpuint(packet_queue_clear(&q), ==, 0);
 }
