@@ -118,17 +118,24 @@ static uint16_t sum_bytes(const uint8_t *data, size_t len)
     return be16_to_cpu(sum_fold(even));
 }
 
+/* Is there no checksum to fill in, or a place for it? */
+static bool checksum_fits(const struct virtio_net_hdr *hdr, size_t len)
+{
+    return !(hdr->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) ||
+           hdr->csum_start + hdr->csum_offset + sizeof(uint16_t) <= len;
+}
+
 bool qio_packet_fill_checksum(const struct virtio_net_hdr *hdr,
                               uint8_t *frame, size_t len)
 {
     size_t field = hdr->csum_start + hdr->csum_offset;
     uint16_t sum;
 
+    if (!checksum_fits(hdr, len)) {
+        return false;
+    }
     if (!(hdr->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM)) {
         return true;
-    }
-    if (field + sizeof(sum) > len) {
-        return false;
     }
     /*
      * The field holds the pseudo header's sum.  A checksum of 0 is sent as
@@ -376,6 +383,28 @@ bool qio_packet_gso_init(QIOPacketGso *gso, const struct virtio_net_hdr *hdr,
         }
         gso->pseudo = gso_pseudo_sum(gso);
     }
+    return true;
+}
+
+bool qio_packet_complete_init(QIOPacketGso *gso,
+                              const struct virtio_net_hdr *hdr,
+                              const uint8_t *frame, size_t len,
+                              const char **reason)
+{
+    if (hdr->gso_type) {
+        return qio_packet_gso_init(gso, hdr, frame, len, reason);
+    }
+    if (!checksum_fits(hdr, len)) {
+        *reason = "its checksum is outside the frame";
+        return false;
+    }
+    *gso = (QIOPacketGso) {
+        .max_len = len,
+        .frame = frame,
+        .len = len,
+        .hdr = *hdr,
+        .whole = true,
+    };
     return true;
 }
 

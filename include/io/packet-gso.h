@@ -60,6 +60,25 @@ bool qio_packet_gso_init(QIOPacketGso *gso, const struct virtio_net_hdr *hdr,
                          const char **reason);
 
 /**
+ * qio_packet_complete_init:
+ * @gso: is filled in
+ * @hdr: what the host says of @frame, in host byte order
+ * @frame: as for qio_packet_gso_init(), but it need not be a GSO frame
+ * @len: bytes at @frame
+ * @reason: on failure set to a constant phrase
+ *
+ * Prepare to make frames that are complete in themselves: segments of a GSO
+ * frame, or else the frame itself with its checksum filled in.
+ *
+ * Returns: false if the frame cannot be cut, or if it is not a GSO frame and
+ *     its checksum is outside the frame
+ */
+bool qio_packet_complete_init(QIOPacketGso *gso,
+                              const struct virtio_net_hdr *hdr,
+                              const uint8_t *frame, size_t len,
+                              const char **reason);
+
+/**
  * qio_packet_gso_matches:
  * @hdr: what the host says of @frame, in host byte order
  * @frame: a GSO frame from its destination MAC address on, VLAN tags in place
@@ -85,7 +104,8 @@ void qio_packet_gso_limit(QIOPacketGso *gso, size_t max_len);
 
 /**
  * qio_packet_gso_next:
- * @gso: as qio_packet_gso_init() has left it when it returned true
+ * @gso: as qio_packet_gso_init() or qio_packet_complete_init() has left it when
+ *     it returned true
  * @out: room for @gso->max_len bytes, outside the frame
  *
  * Make the next segment.

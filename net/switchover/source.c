@@ -80,7 +80,7 @@ struct SwitchoverSource {
     size_t plain_rest;          /* bytes at its beginning that end a message */
     size_t plain_pos;           /* bytes of it that were written */
     size_t plain_len;           /* bytes of the backlog that it stands for */
-    uint8_t *scratch;           /* room for two frames */
+    uint8_t *scratch;           /* room for a frame */
 
     bool peer_paused;           /* the destination's VM waits for 'cont' */
     int64_t announced;          /* when the destination has taken over, in us */
@@ -121,7 +121,6 @@ static void source_put_complete(SwitchoverSource *src,
 {
     QIOPacketGso gso;
     const char *reason;
-    uint8_t *copy;
     size_t n;
 
     if (!hdr->gso_type && !(hdr->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM)) {
@@ -129,20 +128,10 @@ static void source_put_complete(SwitchoverSource *src,
         return;
     }
     if (!src->scratch) {
-        src->scratch = g_malloc(2 * SWITCHOVER_FRAME_MAX);
+        src->scratch = g_malloc(SWITCHOVER_FRAME_MAX);
     }
-    copy = src->scratch + SWITCHOVER_FRAME_MAX;
-    memcpy(copy, frame, len);
-    if (!hdr->gso_type) {
-        if (qio_packet_fill_checksum(hdr, copy, len)) {
-            source_put_plain(src, NULL, 0, copy, len);
-        } else {
-            qatomic_inc(&src->dropped_invalid);
-        }
-        return;
-    }
-    if (!qio_packet_gso_init(&gso, hdr, copy, len, &reason)) {
-        qatomic_inc(&src->dropped_gso);
+    if (!qio_packet_complete_init(&gso, hdr, frame, len, &reason)) {
+        qatomic_inc(hdr->gso_type ? &src->dropped_gso : &src->dropped_invalid);
         return;
     }
     while ((n = qio_packet_gso_next(&gso, src->scratch))) {

@@ -19,7 +19,7 @@
  *
  *   threads (threads.c)  one that empties the queues (reader.c), one that sends
  *   backlog (backlog.c)  the frames in memory: read, sent, acknowledged
- *   source (source.c)    who gets the frames of this VM, and what he says
+ *   source (source.c)    the destination of this VM's frames, and what it says
  *   arrival (arrival.c)  the frames of a VM that arrives here
  *   this file            the netdev, its states, and the way to the NIC
  *
@@ -268,6 +268,14 @@ static void switchover_take_queued(Switchover *sw)
     }
 }
 
+static void switchover_add_port(Switchover *sw)
+{
+    if (!sw->has_port) {
+        switchover_port_add(&sw->port);
+        sw->has_port = true;
+    }
+}
+
 /* From now on the reader reads, and QEMU does not */
 static void switchover_take(Switchover *sw)
 {
@@ -293,10 +301,7 @@ static void switchover_take(Switchover *sw)
     switchover_threads_resume();
     switchover_sweep(sw);
     switchover_set_reading(sw, sw->has_fds);
-    if (!sw->has_port) {
-        switchover_port_add(&sw->port);
-        sw->has_port = true;
-    }
+    switchover_add_port(sw);
 }
 
 static void switchover_remove_port(Switchover *sw)
@@ -393,40 +398,33 @@ static ssize_t switchover_send_complete(Switchover *sw, NetClientState *nc,
                                         const SwitchoverFrame *f,
                                         NetPacketSent *sent_cb)
 {
+    const uint8_t *frame = f->data + f->hdr_len;
+    size_t len = f->len - f->hdr_len, n;
     struct virtio_net_hdr hdr;
-    uint8_t *frame;
-    size_t len = f->len - f->hdr_len;
     const char *reason;
     QIOPacketGso gso;
-    ssize_t ret = len;
 
     switchover_put_vnet_hdr((uint8_t *)&hdr, sizeof(hdr), f);
     if (!hdr.gso_type && !(hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM)) {
-        return switchover_send_one(nc, NULL, f->data + f->hdr_len, len,
-                                   sent_cb);
+        return switchover_send_one(nc, NULL, frame, len, sent_cb);
     }
     if (!sw->scratch) {
-        sw->scratch = g_malloc(2 * SWITCHOVER_FRAME_MAX);
+        sw->scratch = g_malloc(SWITCHOVER_FRAME_MAX);
     }
-    frame = sw->scratch + SWITCHOVER_FRAME_MAX;
-    memcpy(frame, f->data + f->hdr_len, len);
+    if (!qio_packet_complete_init(&gso, &hdr, frame, len, &reason)) {
+        switchover_count_drop(sw, hdr.gso_type ? &sw->dropped.gso :
+                              &sw->dropped.invalid, 1, reason);
+        return len;
+    }
     if (!hdr.gso_type) {
-        if (qio_packet_fill_checksum(&hdr, frame, len)) {
-            return switchover_send_one(nc, NULL, frame, len, sent_cb);
-        }
-        switchover_count_drop(sw, &sw->dropped.invalid, 1,
-                              "its checksum is outside the frame");
-        return len;
+        n = qio_packet_gso_next(&gso, sw->scratch);
+        return switchover_send_one(nc, NULL, sw->scratch, n, sent_cb);
     }
-    if (!qio_packet_gso_init(&gso, &hdr, frame, len, &reason)) {
-        switchover_count_drop(sw, &sw->dropped.gso, 1, reason);
-        return len;
-    }
-    while ((len = qio_packet_gso_next(&gso, sw->scratch))) {
+    while ((n = qio_packet_gso_next(&gso, sw->scratch))) {
         /* Those that the NIC has no room for now are queued behind it */
-        switchover_send_one(nc, NULL, sw->scratch, len, NULL);
+        switchover_send_one(nc, NULL, sw->scratch, n, NULL);
     }
-    return ret;
+    return len;
 }
 
 static void switchover_sent(NetClientState *nc, ssize_t ret);
@@ -719,6 +717,18 @@ void switchover_begin(Switchover *sw)
     switchover_source_begin(sw->source);
 }
 
+/* What was saved is for this VM */
+static void switchover_end(Switchover *sw)
+{
+    switchover_look_at_queue(sw, true);
+    switchover_source_end(sw->source);
+    sw->begun = false;
+    sw->give_back = sw->own.tail;
+    trace_switchover_give_back(sw->nc->name,
+                               switchover_backlog_frames(&sw->own),
+                               switchover_backlog_bytes(&sw->own));
+}
+
 /* First when the VM starts, last when it has stopped */
 static void switchover_vm_before(void *opaque, bool running, RunState state)
 {
@@ -727,15 +737,9 @@ static void switchover_vm_before(void *opaque, bool running, RunState state)
 
     if (running) {
         if (sw->begun) {
-            switchover_look_at_queue(sw, true);
-            switchover_source_end(sw->source);
-            sw->begun = false;
+            switchover_end(sw);
             /* If that migration is over, the next may be of another kind */
             sw->migrating &= !sw->done;
-            sw->give_back = sw->own.tail;
-            trace_switchover_give_back(sw->nc->name,
-                                       switchover_backlog_frames(&sw->own),
-                                       switchover_backlog_bytes(&sw->own));
         }
         hold = sw->arrival && switchover_arrival_before_start(sw->arrival);
         hold |= sw->taken || sw->delivering ||
@@ -791,20 +795,16 @@ static int switchover_migration(NotifierWithReturn *notifier,
     case MIG_EVENT_PRECOPY_SETUP:
         sw->migrating = true;
         sw->done = false;
-        if (sw->source && switchover_source_is_enabled(sw->source) &&
-            !sw->has_port) {
+        if (sw->source && switchover_source_is_enabled(sw->source)) {
             /* A thread is not to be started while the VM is stopped */
-            switchover_port_add(&sw->port);
-            sw->has_port = true;
+            switchover_add_port(sw);
         }
         break;
     case MIG_EVENT_PRECOPY_FAILED:
         sw->migrating = false;
         if (sw->begun) {
             /* Frames wait for this VM to run, or for the next migration */
-            switchover_source_end(sw->source);
-            sw->begun = false;
-            sw->give_back = sw->own.tail;
+            switchover_end(sw);
             switchover_release(sw);
             switchover_update_idle(sw);
         }
@@ -844,50 +844,60 @@ static int switchover_complete(NotifierWithReturn *notifier, void *data,
 
 /* Before this process may end */
 
-/*
- * Are all done?  @progress changes when something has happened.  If this
- * process is @ending, one that waits for 'cont' may get it soon, but is not
- * done.
- */
-static bool switchover_all_done(bool ending, uint64_t *progress,
-                                uint32_t *timeout_ms)
-{
-    Switchover *sw;
-    bool done = true;
+typedef struct SwitchoverWait {
+    int64_t begin;              /* in us, as the next two */
+    int64_t now;                /* of the last look */
+    int64_t last;               /* when something had happened */
+    uint64_t progress;          /* changes when something happens */
+    bool done;                  /* there is nothing to wait for */
+} SwitchoverWait;
 
-    *progress = *timeout_ms = 0;
+static SwitchoverWait switchover_wait_begin(void)
+{
+    int64_t now = g_get_monotonic_time();
+
+    return (SwitchoverWait) { .begin = now, .now = now, .last = now };
+}
+
+/*
+ * Is it worth while to wait on?  If this process is @ending, one that waits for
+ * 'cont' may get it soon, but is not done.
+ */
+static bool switchover_waits(SwitchoverWait *w, bool ending)
+{
+    int64_t limit = ending ? LINGER_US : 0;
+    uint64_t progress = 0;
+    Switchover *sw;
+
+    w->done = true;
     QTAILQ_FOREACH(sw, &switchovers, next) {
         if (sw->begun) {
-            done &= switchover_source_is_done(sw->source, ending, progress);
-            *timeout_ms = MAX(*timeout_ms,
-                              switchover_source_get_timeout(sw->source));
+            w->done &= switchover_source_is_done(sw->source, ending, &progress);
+            if (!ending) {
+                limit = MAX(limit, switchover_source_get_timeout(sw->source) *
+                            (int64_t)1000);
+            }
         }
     }
-    return done;
+    w->now = g_get_monotonic_time();
+    if (progress != w->progress) {
+        w->progress = progress;
+        w->last = w->now;
+    }
+    return !w->done && w->now - w->last < limit &&
+           w->now - w->begin < WAIT_MAX_US;
 }
 
 void switchover_wait(void)
 {
-    int64_t begin = g_get_monotonic_time(), now = begin, last = begin;
-    uint64_t progress, before = 0;
-    uint32_t timeout_ms;
+    SwitchoverWait w = switchover_wait_begin();
     Switchover *sw;
-    bool done;
 
-    for (;;) {
-        bql_lock();
-        done = switchover_all_done(false, &progress, &timeout_ms);
-        now = g_get_monotonic_time();
-        if (progress != before) {
-            before = progress;
-            last = now;
-        }
-        if (done || now - last >= timeout_ms * (int64_t)1000 ||
-            now - begin >= WAIT_MAX_US) {
-            break;
-        }
+    bql_lock();
+    while (switchover_waits(&w, false)) {
         bql_unlock();
         g_usleep(500);
+        bql_lock();
     }
     QTAILQ_FOREACH(sw, &switchovers, next) {
         if (sw->begun) {
@@ -896,7 +906,7 @@ void switchover_wait(void)
             switchover_source_completed(sw->source);
         }
     }
-    trace_switchover_wait(done, now - begin);
+    trace_switchover_wait(w.done, w.now - w.begin);
     bql_unlock();
 }
 
@@ -906,29 +916,21 @@ void switchover_wait(void)
  */
 static void switchover_shutdown(Notifier *notifier, void *data)
 {
-    int64_t begin = g_get_monotonic_time(), now = begin, last = begin;
-    uint64_t progress, before = 0;
-    uint32_t timeout_ms;
+    SwitchoverWait w = switchover_wait_begin();
 
     if (!runstate_check(RUN_STATE_POSTMIGRATE) &&
         !runstate_check(RUN_STATE_SHUTDOWN)) {
         return;
     }
-    while (!switchover_all_done(true, &progress, &timeout_ms) &&
-           now - last < LINGER_US && now - begin < WAIT_MAX_US) {
-        if (progress != before) {
-            before = progress;
-            last = now;
-        }
+    while (switchover_waits(&w, true)) {
         while (g_main_context_iteration(NULL, false)) {
             /* The destination's messages */
         }
         bql_unlock();
         g_usleep(500);
         bql_lock();
-        now = g_get_monotonic_time();
     }
-    trace_switchover_linger(now - begin);
+    trace_switchover_linger(w.now - w.begin);
 }
 
 void switchover_get_stats(Switchover *sw, SwitchoverStats *stats)

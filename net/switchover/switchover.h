@@ -90,7 +90,7 @@ typedef struct Switchover {
     int64_t started;            /* when the delivery did, in us */
     int64_t progress;           /* when the last frame was delivered, in us */
     int64_t drain_us;           /* how long the last delivery took */
-    uint8_t *scratch;           /* room for two frames, when they are changed */
+    uint8_t *scratch;           /* room for a frame, when it is changed */
 
     uint64_t delivered;         /* frames of the source that the guest has */
     uint64_t direct;            /* frames of this host's queues, likewise */

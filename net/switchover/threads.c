@@ -18,9 +18,9 @@
  * Theory of operation
  *
  * Each thread polls what its ports wait for, and then gives each port a turn.
- * Its lock is held during the turns, not while polling.  Who has the BQL gets
- * both locks by pause(), which makes the threads end their turns early; it then
- * changes the ports as it likes.  Between the threads there is only the
+ * Its lock is held during the turns, not while polling.  A thread with the BQL
+ * gets both locks by pause(), which makes these two end their turns early; it
+ * then changes the ports as it likes.  Between the threads there is only the
  * backlog, which has a lock of its own.
  *
  * There are no threads while there is no port: an idle VM costs nothing.

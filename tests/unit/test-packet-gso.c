@@ -123,18 +123,8 @@ static void complete(Frame *frame, Segments *segs)
     size_t len;
 
     segments_clear(segs);
-    if (frame->hdr.gso_type == VIRTIO_NET_HDR_GSO_NONE) {
-        memcpy(out, frame->data, frame->len);
-        segs->accepted = qio_packet_fill_checksum(&frame->hdr, out, frame->len);
-        if (segs->accepted) {
-            segments_append(segs, out, frame->len);
-        } else {
-            segs->reason = "the checksum is outside the frame";
-        }
-        return;
-    }
-    segs->accepted = qio_packet_gso_init(&gso, &frame->hdr, frame->data,
-                                         frame->len, &segs->reason);
+    segs->accepted = qio_packet_complete_init(&gso, &frame->hdr, frame->data,
+                                              frame->len, &segs->reason);
     if (segs->accepted) {
         while ((len = qio_packet_gso_next(&gso, out))) {
             g_assert_cmpint(len, <=, gso.max_len);
@@ -483,6 +473,25 @@ static void test_refusal(const void *opaque)
                                        r->len ?: example->len, &reason));
     g_assert_nonnull(reason);
     g_assert_nonnull(strstr(reason, r->reason));
+}
+
+/* Not a GSO frame: the checksum must have a place in it, if there is one */
+static void test_refusal_outside(void)
+{
+    const Bytes *example = &examples[0].frame;
+    struct virtio_net_hdr hdr = HDR(NONE, 0, example->len - 2, 0);
+    const char *reason = NULL;
+    QIOPacketGso gso;
+
+    g_assert_true(qio_packet_complete_init(&gso, &hdr, example->data,
+                                           example->len, &reason));
+    hdr.csum_offset++;
+    g_assert_false(qio_packet_complete_init(&gso, &hdr, example->data,
+                                            example->len, &reason));
+    g_assert_nonnull(strstr(reason, "outside the frame"));
+    hdr.flags = 0;
+    g_assert_true(qio_packet_complete_init(&gso, &hdr, example->data,
+                                           example->len, &reason));
 }
 
 /* IP knows no packets over 64 KiB */
@@ -1516,6 +1525,8 @@ int main(int argc, char **argv)
         add_data_func("refusal", refusals[i].name, &refusals[i], test_refusal);
     }
     g_test_add_func("/io/packet-gso/refusal/too-long", test_refusal_long);
+    g_test_add_func("/io/packet-gso/refusal/checksum-outside",
+                    test_refusal_outside);
     g_test_add_func("/io/packet-gso/refusal/jumbogram",
                     test_refusal_jumbogram);
     g_test_add_func("/io/packet-gso/checksum", test_checksum);
