@@ -354,6 +354,22 @@ static void pair_migrate(Pair *p)
     migrate_to_pause(&p->from.e, p->uri);
 }
 
+/* And the destination has the frames that come then */
+static void pair_save(Pair *p, uint32_t begin, uint32_t end)
+{
+    pair_migrate(p);
+    send_read(p, begin, end);
+    wait_held(p, end - begin);
+}
+
+/* It goes on, and may fail before that is answered */
+static void pair_continue(Pair *p)
+{
+    qtest_qmp_send(p->from.e.qts, "{ 'execute': 'migrate-continue',"
+                   " 'arguments': { 'state': 'pre-switchover' } }");
+    qobject_unref(qtest_qmp_receive(p->from.e.qts));
+}
+
 /* The VM runs at the destination, with the driver */
 static void pair_arrive(Pair *p)
 {
@@ -520,9 +536,7 @@ static void test_announced(const void *data)
 
     s.source = ",drain_timeout=10000";
     pair_start(&p, &s);
-    pair_migrate(&p);
-    send_read(&p, 1000, 1000 + many);
-    wait_held(&p, many);
+    pair_save(&p, 1000, 1000 + many);
     migrate_continue(&p.from.e);
     pair_arrive(&p);
     patience_begin();
@@ -807,9 +821,7 @@ static void test_cancel(const void *data)
 
     pair_start(&p, &s);
     for (uint32_t seq = 1000; seq < 20000; seq += 5000) {
-        pair_migrate(&p);
-        send_read(&p, seq, seq + 3000);
-        wait_held(&p, 3000);
+        pair_save(&p, seq, seq + 3000);
         qtest_set_expected_status(p.to.e.qts, EXIT_FAILURE);
         migrate_cancel_send(&p.from.e);
         send_range(&p.from, seq + 3000, seq + 3000 + MANY);
@@ -832,14 +844,10 @@ static void test_killed_before(const void *data)
     Pair p;
 
     pair_start(&p, &s);
-    pair_migrate(&p);
-    send_read(&p, 1000, 3000);
-    wait_held(&p, 2000);
+    pair_save(&p, 1000, 3000);
     vm_kill(&p.to);
     send_read(&p, 3000, 4000);
-    qtest_qmp_send(p.from.e.qts, "{ 'execute': 'migrate-continue',"
-                   " 'arguments': { 'state': 'pre-switchover' } }");
-    qobject_unref(qtest_qmp_receive(p.from.e.qts));
+    pair_continue(&p);
     qtest_qmp_eventwait(p.from.e.qts, "RESUME");
     expect_given_back(&p, 1000, 4000);
     pair_stop(&p, &p.from);
@@ -852,13 +860,9 @@ static void test_killed_during(const void *data)
     Pair p;
 
     pair_start(&p, &s);
-    pair_migrate(&p);
-    send_read(&p, 1000, 3000);
-    wait_held(&p, 2000);
+    pair_save(&p, 1000, 3000);
     vm_stall(&p.to.e, true);
-    qtest_qmp_send(p.from.e.qts, "{ 'execute': 'migrate-continue',"
-                   " 'arguments': { 'state': 'pre-switchover' } }");
-    qobject_unref(qtest_qmp_receive(p.from.e.qts));
+    pair_continue(&p);
     send_range(&p.from, 3000, 3000 + MANY);
     if (s.no_return_path) {
         wait_migration(&p.from.e, "completed");
@@ -911,9 +915,7 @@ static void test_killed_running(const void *data)
     Pair p;
 
     pair_start(&p, &s);
-    pair_migrate(&p);
-    send_read(&p, 1000, 3000);
-    wait_held(&p, 2000);
+    pair_save(&p, 1000, 3000);
     migrate_continue(&p.from.e);
     qtest_qmp_eventwait(p.to.e.qts, "RESUME");
     wait_migration(&p.from.e, "completed");
@@ -964,9 +966,7 @@ static void test_cannot_load(const void *data)
     from_start(&p);
     driver_start(&p.from);
     send_and_drain(&p.from, 0, 10);
-    pair_migrate(&p);
-    send_read(&p, 1000, 2000);
-    wait_held(&p, 1000);
+    pair_save(&p, 1000, 2000);
     migrate_continue(&p.from.e);
     qtest_wait_qemu(p.to.e.qts);
     send_range(&p.from, 2000, 2000 + MANY);
@@ -1065,9 +1065,7 @@ static void test_guest_no_driver(const void *data)
     pair_init(&p, &s);
     to_start(&p, "");
     from_start(&p);
-    pair_migrate(&p);
-    send_read(&p, 1000, 2000);
-    wait_held(&p, 1000);
+    pair_save(&p, 1000, 2000);
     migrate_continue(&p.from.e);
     qtest_qmp_eventwait(p.to.e.qts, "RESUME");
     expect_given_up(&p, 1000);
@@ -1081,9 +1079,7 @@ static void test_guest_ring_full(const void *data)
     Pair p;
 
     pair_start(&p, &s);
-    pair_migrate(&p);
-    send_read(&p, 1000, 2000);
-    wait_held(&p, 1000);
+    pair_save(&p, 1000, 2000);
     migrate_continue(&p.from.e);
     pair_arrive(&p);
     wait_fd(p.rarp, POLLIN);
@@ -1156,9 +1152,7 @@ static void test_second_destination(const void *data)
     Pair p;
 
     pair_start(&p, &s);
-    pair_migrate(&p);
-    send_read(&p, 1000, 2000);
-    wait_held(&p, 1000);
+    pair_save(&p, 1000, 2000);
     vm_kill(&p.to);
     qtest_qmp_assert_success(p.from.e.qts, "{ 'execute': 'migrate_cancel' }");
     qtest_qmp_eventwait(p.from.e.qts, "RESUME");
@@ -1166,9 +1160,7 @@ static void test_second_destination(const void *data)
 
     close(p.rarp);
     to_start(&p, "");
-    pair_migrate(&p);
-    send_read(&p, 3000, 5000);
-    wait_held(&p, 2000);
+    pair_save(&p, 3000, 5000);
     migrate_continue(&p.from.e);
     pair_arrive(&p);
     collect_announced(&p, 2000);
