@@ -65,6 +65,8 @@
 #include "net/filter-stats.h"
 #include "net/net.h"
 #include "net/packet-helper.h"
+#include "net/switchover/cards.h"
+#include "net/switchover/transport-chardev.h"
 #include "qapi/error.h"
 #include "qapi/visitor.h"
 #include "qemu/bswap.h"
@@ -746,12 +748,16 @@ bool filter_packet_setup(FilterPacket *p, CharFrontend *chr_out, bool vnet_hdr,
 {
     FilterPacketRole role = filter_packet_role(p);
     NetClientState *netdev = p->nf->netdev;
+    SwitchoverTransport *t;
 
     p->vnet_hdr = vnet_hdr;
     switch (role) {
     case FILTER_PACKET_SOURCE:
-        p->source = switchover_source_new(netdev, filter_packet_id(p), chr_out,
-                                          vnet_hdr, p->hold_limit, errp);
+        switchover_cards_give_way(netdev);
+        p->chr_out = chr_out;
+        t = switchover_transport_chardev_new(chr_out, filter_packet_id(p),
+                                             vnet_hdr);
+        p->source = switchover_source_new(netdev, t, p->hold_limit, errp);
         if (!p->source) {
             return false;
         }
@@ -759,9 +765,9 @@ bool filter_packet_setup(FilterPacket *p, CharFrontend *chr_out, bool vnet_hdr,
         switchover_source_set_timeout(p->source, p->drain_timeout);
         return true;
     case FILTER_PACKET_ARRIVAL:
-        p->arrival = switchover_arrival_new(netdev, filter_packet_id(p),
-                                            p->chr_in, vnet_hdr,
-                                            p->hold_limit, errp);
+        t = switchover_transport_chardev_new(p->chr_in, filter_packet_id(p),
+                                             vnet_hdr);
+        p->arrival = switchover_arrival_new(netdev, t, p->hold_limit, errp);
         return p->arrival;
     case FILTER_PACKET_CAPTURE:
         if (!filter_packet_open(p, "in_netdev", p->in_netdev,

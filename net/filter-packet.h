@@ -46,6 +46,7 @@ typedef void FilterPacketPass(NetFilterState *nf, const struct iovec *iov,
 typedef struct FilterPacket {
     NetFilterState *nf;
     CharFrontend *chr_in;
+    CharFrontend *chr_out;      /* of a switchover's source */
     FilterWriter *writer;
     FilterPacketPass *pass;
 

@@ -176,11 +176,12 @@ static NetFilterHeld *filter_stats_held(FilterPacket *p, uint64_t no_room)
 }
 
 static void filter_stats_add_switchover(NetFilterStats *stats,
+                                        CharFrontend *chr,
                                         const SwitchoverStats *s, bool source)
 {
     NetFilterTraffic traffic = { .packets = s->packets, .bytes = s->bytes };
     NetFilterDrops *drops = filter_stats_drops(stats);
-    NetFilterChardev *c = filter_stats_chardev(stats, s->chr, s->connected,
+    NetFilterChardev *c = filter_stats_chardev(stats, chr, s->connected,
                                                &traffic);
 
     if (source) {
@@ -247,10 +248,10 @@ void filter_stats_add_packet(NetFilterStats *stats, FilterPacket *p)
         filter_stats_add_interface(stats, p);
     } else if (p->source) {
         switchover_source_get_stats(p->source, &s);
-        filter_stats_add_switchover(stats, &s, true);
+        filter_stats_add_switchover(stats, p->chr_out, &s, true);
     } else if (p->arrival) {
         switchover_arrival_get_stats(p->arrival, &s);
-        filter_stats_add_switchover(stats, &s, false);
+        filter_stats_add_switchover(stats, p->chr_in, &s, false);
     }
 }
 

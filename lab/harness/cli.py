@@ -24,6 +24,7 @@ HELP = {
     'ending': 'how the migration ends: ' + ', '.join(ENDINGS),
     'tcp': 'Mbit/s of a bulk TCP transfer to the guest',
     'tcp_mb': 'its length in MB, all of which is compared; 0: no end',
+    'filters': "filters by way of chardevs; else the migration's connection",
     'tls': "TLS for the filters' connection",
     'return_path': 'capability return-path, which libvirt sets',
     'multifd': 'capability multifd',

@@ -91,8 +91,14 @@ def inject(privileged, source='a', chardev='m0', more='', card=0):
                        f'indev={chardev},{out_netdev}vnet_hdr_support=on']
 
 
-def pairs(c, host):
-    """The arguments of a QEMU on HOST, a or b, for each network card."""
+def doors(mode, c, host):
+    """The arguments of a QEMU on HOST, a or b, that say how packets are saved:
+    by filters of each network card, over the migration's connection, which
+    needs none, or not at all."""
+    if mode != 'ours':
+        return ['-global', 'migration.switchover-packets=off']
+    if not c.filters:
+        return []
     return [argument for card in range(c.cards) for argument in
             (capture(c.privileged, chardev=f'm{card}', card=card)
              if host == 'a' else
@@ -119,6 +125,7 @@ class Conditions:
     ending: str = 'source-kept'     # one of ENDINGS
     tcp: int = 0                # Mbit/s of a bulk TCP transfer to the guest
     tcp_mb: int = 0             # its length in millions of bytes; 0: no end
+    filters: bool = True        # else the migration's own connection is used
     tls: bool = False           # for the filters' connection
     return_path: bool = True    # the migration capability, as libvirt sets it
     multifd: bool = False       # another one
@@ -154,6 +161,7 @@ class Conditions:
                    else '')
                 + (f'{self.veths} pairs of veths deleted in the stop, '
                    if self.veths else '') +
+                f'{"" if self.filters else "without filters, "}'
                 f'vhost={"on" if self.vhost else "off"}, '
                 + (f'TCP to the guest at {self.tcp} Mbit/s'
                    + (f' ({self.tcp_mb} MB)' if self.tcp_mb else '') + ', '
@@ -504,8 +512,8 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
     logs = Path(logs or products.directory() / 'logs').resolve()
     logs.mkdir(parents=True, exist_ok=True)
     log = lambda host: str(logs / f'{mode}-{host}')
-    secure = lambda arguments, end: tls.secure(arguments, end) if c.tls \
-        else arguments
+    secure = lambda arguments, end: tls.secure(arguments, end) \
+        if c.tls and mode == 'ours' else arguments
     if c.vhost and (reason := why_not_vhost()):
         raise LabError(reason)
     if c.tls and c.cards > 1:
@@ -520,8 +528,7 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         started = time.monotonic()
         a = start_qemu(system, 'a', c, log('a'),
                        ['-incoming', f'file:{state}',
-                        *(secure(pairs(c, 'a'), 'server')
-                          if mode == 'ours' else ())])
+                        *secure(doors(mode, c, 'a'), 'server')])
         control = system.udp_socket('client')
         guest = Peer(f'guest (see {log("*")}.console)', control,
                      GUEST_ADDRESS, PORT, system)
@@ -553,8 +560,7 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
                               if c.multifd else ()),
                             *(['-S'] if c.waits else ()),
                             *(announce.TRACES if sniff else ()),
-                            *(secure(pairs(c, 'b'), 'client')
-                              if mode == 'ours' else ())])
+                            *secure(doors(mode, c, 'b'), 'client')])
             for qmp in (a, b):
                 if mode == 'ours':
                     unprivileged.check_no_packet_socket(qmp.child)

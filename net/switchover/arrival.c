@@ -38,7 +38,6 @@
 #include "migration/client-options.h"
 #include "migration/misc.h"
 #include "net/announce.h"
-#include "net/switchover/transport-chardev.h"
 #include "net/vhost_net.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
@@ -69,13 +68,14 @@ typedef enum SwitchoverPhase {
 
 struct SwitchoverArrival {
     Switchover *sw;
-    SwitchoverTransport t;
+    SwitchoverTransport *t;
     SwitchoverBacklog theirs;   /* the source's frames */
     uint64_t limit;             /* of its bytes */
     bool enabled;               /* the filter's status */
     bool not_read;              /* the chardev, as the limit is reached */
     bool control;               /* the source has said START */
     bool paused;                /* the VM waits for 'cont' */
+    bool awaits_first;          /* the source has not said FIRST */
 
     SwitchoverPhase phase;
     int64_t since;              /* when it began, or a frame came, in us */
@@ -111,7 +111,7 @@ static void arrival_set_phase(SwitchoverArrival *a, SwitchoverPhase phase)
     if (a->phase != phase) {
         a->phase = phase;
         a->since = g_get_monotonic_time();
-        trace_switchover_arrival_phase(a->t.id, names[phase], a->in_packets,
+        trace_switchover_arrival_phase(a->t->name, names[phase], a->in_packets,
                                        switchover_backlog_frames(&a->theirs));
     }
 }
@@ -160,7 +160,7 @@ bool switchover_arrival_drops_direct(SwitchoverArrival *a,
     size_t len = f->len - f->hdr_len;
 
     if (!arrival_is_group(frame, len) ||
-        !(a->t.connected || g_hash_table_size(a->groups))) {
+        !(a->t->connected || g_hash_table_size(a->groups))) {
         return false;
     }
     if (f->number < a->sw->stale || arrival_is_known(a, frame, len, -1)) {
@@ -213,10 +213,17 @@ static void arrival_frame(void *opaque, unsigned queue, size_t hdr_len,
 
 static void arrival_hello(SwitchoverArrival *a)
 {
-    if (!a->t.connected || !a->enabled) {
+    if (!a->t->connected || !a->enabled) {
         return;
     }
-    switchover_transport_control(&a->t, a->paused ? SWITCHOVER_HELLO_PAUSED :
+    if (a->t->introduced) {
+        a->paused |= !a->sw->vm_running;
+        if (a->paused) {
+            switchover_transport_control(a->t, SWITCHOVER_PAUSED, 0);
+        }
+        return;
+    }
+    switchover_transport_control(a->t, a->paused ? SWITCHOVER_HELLO_PAUSED :
                                  SWITCHOVER_HELLO,
                                  a->control ? a->base + a->theirs.tail : 0);
 }
@@ -238,9 +245,13 @@ static void arrival_control(void *opaque, uint32_t type, uint64_t value)
 {
     SwitchoverArrival *a = opaque;
 
-    trace_switchover_control(a->t.id, type, value);
+    trace_switchover_control(a->t->name, type, value);
     if (type == SWITCHOVER_START) {
         arrival_start(a, value);
+    } else if (type == SWITCHOVER_FIRST) {
+        a->awaits_first = false;
+        a->announce_at = a->theirs.tail;
+        switchover_go_on(a->sw);
     } else if (type == SWITCHOVER_DONE) {
         a->done = true;
         a->done_at = a->theirs.tail;
@@ -254,7 +265,10 @@ static void arrival_changed(void *opaque, bool connected)
 
     if (connected) {
         arrival_hello(a);
-    } else if (a->phase != PHASE_WAITING) {
+        return;
+    }
+    a->awaits_first = false;
+    if (a->phase != PHASE_WAITING) {
         switchover_go_on(a->sw);
     }
 }
@@ -267,7 +281,7 @@ static bool arrival_can_receive(void *opaque)
 
     if (a->not_read != not_read) {
         a->not_read = not_read;
-        trace_switchover_arrival_not_read(a->t.id, not_read, frames);
+        trace_switchover_arrival_not_read(a->t->name, not_read, frames);
     }
     return a->enabled && !not_read;
 }
@@ -277,12 +291,12 @@ static void arrival_acknowledge(SwitchoverArrival *a)
 {
     uint64_t number = a->base + a->theirs.head;
 
-    if (a->control && a->t.connected && number != a->acknowledged) {
+    if (a->control && a->t->connected && number != a->acknowledged) {
         a->acknowledged = number;
-        switchover_transport_control(&a->t, SWITCHOVER_RECEIVED, number);
+        switchover_transport_control(a->t, SWITCHOVER_RECEIVED, number);
     }
     if (a->not_read) {
-        switchover_transport_accept_input(&a->t);
+        switchover_transport_accept_input(a->t);
     }
 }
 
@@ -302,21 +316,31 @@ static void arrival_announce(SwitchoverArrival *a)
             /* The others are QEMU's, which have begun already */
             params.rounds = 1;
         }
-        trace_switchover_arrival_announce(a->t.id, nic->name);
+        trace_switchover_arrival_announce(a->t->name, nic->name);
         qemu_announce_self(&a->announce, &params);
     }
     a->done = false;
     if (a->control) {
-        switchover_transport_control(&a->t, SWITCHOVER_ANNOUNCED, 0);
+        switchover_transport_control(a->t, SWITCHOVER_ANNOUNCED, 0);
     }
 }
 
 
 /* The phases */
 
+/* Does the guest have what had come before it may be announced? */
+static bool arrival_has_backlog(SwitchoverArrival *a)
+{
+    if (a->awaits_first) {
+        return g_get_monotonic_time() - a->since > BARRIER_US;
+    }
+    return a->theirs.head >= a->announce_at ||
+           !switchover_backlog_frames(&a->theirs);
+}
+
 static bool arrival_has_passed_barrier(SwitchoverArrival *a)
 {
-    return (a->done && a->theirs.head >= a->done_at) || !a->t.connected ||
+    return (a->done && a->theirs.head >= a->done_at) || !a->t->connected ||
            !a->control ||
            g_get_monotonic_time() - a->since > BARRIER_US;
 }
@@ -324,14 +348,13 @@ static bool arrival_has_passed_barrier(SwitchoverArrival *a)
 static bool arrival_is_settled(SwitchoverArrival *a)
 {
     return !switchover_backlog_frames(&a->theirs) &&
-           (!arrival_has_vhost(a) || !a->t.connected ||
+           (!arrival_has_vhost(a) || !a->t->connected ||
             g_get_monotonic_time() - a->since > QUIET_US);
 }
 
 void switchover_arrival_step(SwitchoverArrival *a)
 {
-    if (a->phase == PHASE_BACKLOG && (a->theirs.head >= a->announce_at ||
-                                      !switchover_backlog_frames(&a->theirs))) {
+    if (a->phase == PHASE_BACKLOG && arrival_has_backlog(a)) {
         arrival_acknowledge(a);
         arrival_announce(a);
         arrival_set_phase(a, PHASE_BARRIER);
@@ -362,7 +385,7 @@ void switchover_arrival_after_start(SwitchoverArrival *a)
     for (int i = 0; i < CATCH_UP_READS && arrival_can_receive(a); i++) {
         uint64_t before = a->in_packets;
 
-        switchover_transport_read_now(&a->t);
+        switchover_transport_read_now(a->t);
         if (a->in_packets == before) {
             break;
         }
@@ -389,6 +412,7 @@ bool switchover_arrival_is_over(SwitchoverArrival *a)
 void switchover_arrival_hurry(SwitchoverArrival *a)
 {
     if (a->phase == PHASE_BACKLOG) {
+        a->awaits_first = false;
         a->announce_at = a->theirs.head;
         switchover_arrival_step(a);
     }
@@ -412,7 +436,7 @@ void switchover_arrival_set_enabled(SwitchoverArrival *a, bool enabled)
         a->enabled = enabled;
         a->sw->nc->announce_held = enabled && a->phase < PHASE_BARRIER;
         arrival_hello(a);
-        switchover_transport_accept_input(&a->t);
+        switchover_transport_accept_input(a->t);
         switchover_update_idle(a->sw);
         switchover_go_on(a->sw);
     }
@@ -426,9 +450,7 @@ void switchover_arrival_set_limit(SwitchoverArrival *a, uint64_t hold_limit)
         a->sw->port.limit = hold_limit;
         switchover_threads_resume();
     }
-    if (a->t.chr) {
-        switchover_transport_accept_input(&a->t);
-    }
+    switchover_transport_accept_input(a->t);
 }
 
 Switchover *switchover_arrival_get(SwitchoverArrival *a)
@@ -437,9 +459,8 @@ Switchover *switchover_arrival_get(SwitchoverArrival *a)
 }
 
 SwitchoverArrival *switchover_arrival_new(NetClientState *netdev,
-                                          const char *id, CharFrontend *chr,
-                                          bool vnet_hdr, uint64_t hold_limit,
-                                          Error **errp)
+                                          SwitchoverTransport *t,
+                                          uint64_t hold_limit, Error **errp)
 {
     static const SwitchoverTransportOps ops = {
         .changed = arrival_changed,
@@ -450,25 +471,28 @@ SwitchoverArrival *switchover_arrival_new(NetClientState *netdev,
     Switchover *sw = switchover_get(netdev, errp);
     SwitchoverArrival *a;
 
-    if (!sw) {
-        return NULL;
+    if (sw && sw->arrival) {
+        error_setg(errp, "netdev '%s' has %s for the frames of its VM's source "
+                   "already; use that one", netdev->name,
+                   sw->arrival->t->name);
+        sw = NULL;
     }
-    if (sw->arrival) {
-        error_setg(errp, "netdev '%s' has filter-redirector '%s' for the "
-                   "frames of its VM's source already; use that one",
-                   netdev->name, sw->arrival->t.id);
+    if (!sw) {
+        switchover_transport_free(t);
         return NULL;
     }
     a = g_new0(SwitchoverArrival, 1);
     a->sw = sw;
+    a->t = t;
     a->enabled = true;
     a->paused = !autostart;
+    a->control = a->awaits_first = t->introduced;
     a->groups = g_hash_table_new(NULL, NULL);
     switchover_backlog_init(&a->theirs);
     sw->arrival = a;
     netdev->announce_held = true;
+    switchover_transport_start(t, &ops, a);
     switchover_arrival_set_limit(a, hold_limit);
-    switchover_transport_init(&a->t, chr, id, vnet_hdr, &ops, a);
     switchover_update_idle(sw);
     return a;
 }
@@ -478,7 +502,7 @@ void switchover_arrival_free(SwitchoverArrival *a)
     Switchover *sw = a->sw;
     uint64_t n = switchover_backlog_frames(&a->theirs);
 
-    switchover_transport_destroy(&a->t);
+    switchover_transport_free(a->t);
     switchover_count_drop(sw, &sw->dropped.no_peer, n,
                           "its filter was removed");
     qemu_announce_timer_del(&a->announce, false);
@@ -493,8 +517,7 @@ void switchover_arrival_free(SwitchoverArrival *a)
 void switchover_arrival_get_stats(SwitchoverArrival *a, SwitchoverStats *stats)
 {
     switchover_get_stats(a->sw, stats);
-    stats->chr = a->t.chr;
-    stats->connected = a->t.connected;
+    stats->connected = a->t->connected;
     stats->packets = a->in_packets;
     stats->bytes = a->in_bytes;
     stats->held = switchover_backlog_frames(&a->theirs);

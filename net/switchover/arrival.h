@@ -7,16 +7,14 @@
 #ifndef NET_SWITCHOVER_ARRIVAL_H
 #define NET_SWITCHOVER_ARRIVAL_H
 
-#include "chardev/char-fe.h"
 #include "net/switchover/switchover.h"
+#include "net/switchover/transport.h"
 
 /**
  * switchover_arrival_new:
  * @netdev: the netdev whose guest gets the frames
- * @id: of the filter, for messages
- * @chr: its indev, from now on used by the arrival alone
- * @vnet_hdr: whether the messages of a peer without control messages carry a
- *     vnet header
+ * @t: the way from the source, from now on the arrival's own, also if there is
+ *     an error
  * @hold_limit: bytes of frames that are kept, at most
  * @errp: pointer to a NULL-initialized error object
  *
@@ -26,9 +24,8 @@
  * Returns: NULL if that is not possible
  */
 SwitchoverArrival *switchover_arrival_new(NetClientState *netdev,
-                                          const char *id, CharFrontend *chr,
-                                          bool vnet_hdr, uint64_t hold_limit,
-                                          Error **errp);
+                                          SwitchoverTransport *t,
+                                          uint64_t hold_limit, Error **errp);
 
 /**
  * switchover_arrival_free:

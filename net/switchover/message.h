@@ -68,6 +68,13 @@ typedef enum SwitchoverMessageType {
     SWITCHOVER_ANNOUNCED = 5,
     /* From the source: these were all frames when the above came */
     SWITCHOVER_DONE = 6,
+    /*
+     * From the source, without HELLO: these were all frames when the VM's state
+     * had been sent
+     */
+    SWITCHOVER_FIRST = 7,
+    /* From the destination, without HELLO: its VM waits for 'cont' */
+    SWITCHOVER_PAUSED = 8,
 } SwitchoverMessageType;
 
 /* A frame that lies in memory as a message */

@@ -34,7 +34,7 @@
 #include "qemu/osdep.h"
 #include "net/switchover/source.h"
 #include "io/packet-gso.h"
-#include "net/switchover/transport-chardev.h"
+#include "net/switchover/cards.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
 #include "qemu/lockable.h"
@@ -64,7 +64,7 @@
 
 struct SwitchoverSource {
     Switchover *sw;
-    SwitchoverTransport t;
+    SwitchoverTransport *t;
     bool enabled;               /* the filter's status */
     uint32_t drain_timeout;     /* ms */
 
@@ -83,6 +83,7 @@ struct SwitchoverSource {
     uint8_t *scratch;           /* room for a frame */
 
     bool peer_paused;           /* the destination's VM waits for 'cont' */
+    int64_t begun;              /* when the VM had stopped, in us */
     int64_t announced;          /* when the destination has taken over, in us */
     bool had_peer;              /* since frames have been sent */
     int64_t connected;          /* when the peer has come, in us */
@@ -109,7 +110,7 @@ static void source_put_plain(SwitchoverSource *src, const void *hdr,
 
     switchover_message_put_head(head, 0, hdr_len, hdr_len + len);
     g_byte_array_append(src->plain, head,
-                        src->t.vnet_hdr ? SWITCHOVER_HEAD : sizeof(uint32_t));
+                        src->t->vnet_hdr ? SWITCHOVER_HEAD : sizeof(uint32_t));
     g_byte_array_append(src->plain, hdr, hdr_len);
     g_byte_array_append(src->plain, frame, len);
 }
@@ -146,9 +147,9 @@ static void source_convert(SwitchoverSource *src, const uint8_t *buf)
     const uint8_t *vnet_hdr = buf + SWITCHOVER_HEAD;
     struct virtio_net_hdr hdr = { 0 };
 
-    if (src->t.vnet_hdr && hdr_len) {
+    if (src->t->vnet_hdr && hdr_len) {
         source_put_plain(src, vnet_hdr, hdr_len, vnet_hdr + hdr_len, len);
-    } else if (src->t.vnet_hdr) {
+    } else if (src->t->vnet_hdr) {
         source_put_plain(src, &hdr, sizeof(hdr), vnet_hdr, len);
     } else {
         memcpy(&hdr, vnet_hdr, MIN(sizeof(hdr), hdr_len));
@@ -182,7 +183,7 @@ static void source_fill_plain(SwitchoverSource *src)
         }
         src->plain_len += n;
         message += n;
-        if (!src->t.stream) {
+        if (!src->t->stream) {
             break;
         }
     }
@@ -216,9 +217,10 @@ static ssize_t source_write(SwitchoverSource *src)
         }
     }
 
-    n = src->t.ioc || !src->plain->len ?
-        switchover_transport_write(&src->t, buf, len) :
-        qemu_chr_fe_write(src->t.chr, buf, len);
+    if (!src->t->threaded && !src->plain->len) {
+        len = MIN(len, switchover_message_len(buf));
+    }
+    n = switchover_transport_write(src->t, buf, len);
     if (n <= 0) {
         return n;
     }
@@ -240,14 +242,14 @@ static ssize_t source_write(SwitchoverSource *src)
 
 static bool source_awaits_hello(SwitchoverSource *src)
 {
-    return src->t.connected && !src->control &&
+    return src->t->connected && !src->control &&
            g_get_monotonic_time() - src->connected < HELLO_MS * 1000;
 }
 
 static bool source_can_send(SwitchoverSource *src)
 {
     /* One that goes on for another is to say HELLO, and what it has */
-    return (src->sending || src->plain_rest) && src->t.connected &&
+    return (src->sending || src->plain_rest) && src->t->connected &&
            !src->broken && (src->control ||
                             (!src->spoken && !source_awaits_hello(src)));
 }
@@ -305,7 +307,7 @@ static int source_port_send(SwitchoverPort *port)
     port->retry = source_awaits_hello(src) && src->sending;
     /* Writable at once means: go on in the next turn */
     return wait || (source_can_send(src) && source_has_unsent(src)) ?
-           src->t.fd : -1;
+           src->t->fd : -1;
 }
 
 static gboolean source_writable(void *do_not_use, GIOCondition cond,
@@ -323,13 +325,13 @@ void switchover_source_flush(SwitchoverSource *src)
     if (src->watch) {
         return;
     }
-    if (src->t.ioc && src->sw->has_port) {
+    if (src->t->threaded && src->sw->has_port) {
         switchover_sender_kick();
         return;
     }
     if (source_send(src)) {
-        src->watch = qemu_chr_fe_add_watch(src->t.chr, G_IO_OUT | G_IO_HUP,
-                                           source_writable, src);
+        src->watch = switchover_transport_add_watch(src->t, source_writable,
+                                                    src);
     } else if (source_can_send(src) && source_has_unsent(src)) {
         switchover_go_on(src->sw);
     }
@@ -342,7 +344,7 @@ void switchover_source_flush(SwitchoverSource *src)
 static void source_keep_rest(SwitchoverSource *src)
 {
     SwitchoverBacklog *b = source_backlog(src);
-    size_t head = src->t.vnet_hdr ? SWITCHOVER_HEAD : sizeof(uint32_t);
+    size_t head = src->t->vnet_hdr ? SWITCHOVER_HEAD : sizeof(uint32_t);
     size_t len = src->plain_rest;
 
     if (!src->plain->len) {
@@ -377,9 +379,9 @@ static void source_restart(SwitchoverSource *src, uint64_t number, bool start,
     src->plain_pos = src->plain_len = 0;
     src->start = start;
     switchover_backlog_seek(source_backlog(src), number);
-    src->sw->port.send = src->t.ioc ? source_port_send : NULL;
+    src->sw->port.send = src->t->threaded ? source_port_send : NULL;
     src->sw->port.blocked = -1;
-    if (src->sending && src->t.connected) {
+    if (src->sending && src->t->connected) {
         src->had_peer = true;
     }
 }
@@ -391,7 +393,7 @@ static void source_hello(SwitchoverSource *src, bool paused, uint64_t number)
 {
     SwitchoverBacklog *b = source_backlog(src);
 
-    trace_switchover_source_hello(src->t.id, paused, number);
+    trace_switchover_source_hello(src->t->name, paused, number);
     switchover_threads_pause();
     src->control = src->spoken = true;
     src->peer_paused = paused;
@@ -414,6 +416,8 @@ static void source_received(SwitchoverSource *src, uint64_t number)
                                                     number);
 
         qatomic_set(&src->received, src->received + n);
+        src->sw->drain_us = g_get_monotonic_time() - src->begun;
+        switchover_cards_acknowledged();
         /* There is room for the reader again */
         switchover_reader_kick();
     }
@@ -443,11 +447,14 @@ static void source_control(void *opaque, uint32_t type, uint64_t value)
 {
     SwitchoverSource *src = opaque;
 
-    trace_switchover_control(src->t.id, type, value);
+    trace_switchover_control(src->t->name, type, value);
     switch (type) {
     case SWITCHOVER_HELLO:
     case SWITCHOVER_HELLO_PAUSED:
         source_hello(src, type == SWITCHOVER_HELLO_PAUSED, value);
+        break;
+    case SWITCHOVER_PAUSED:
+        src->peer_paused = true;
         break;
     case SWITCHOVER_RECEIVED:
         source_received(src, value);
@@ -467,19 +474,26 @@ static void source_changed(void *opaque, bool connected)
     SwitchoverBacklog *b = source_backlog(src);
 
     if (!connected && src->had_peer && !src->announced) {
-        warn_report("filter-redirector '%s': outdev's connection ended: "
-                    "frames of the VM that are on the way are lost, unless "
-                    "it runs on here", src->t.id);
+        warn_report("%s: the destination's connection ended: frames of the VM "
+                    "that are on the way are lost, unless it runs on here",
+                    src->t->name);
     }
     switchover_threads_pause();
-    switchover_transport_update_channel(&src->t);
-    src->control = src->broken = src->had_peer = false;
+    switchover_transport_update_channel(src->t);
+    src->control = connected && src->t->introduced;
+    src->spoken |= src->control;
+    src->broken = src->had_peer = false;
     if (src->watch) {
         g_source_remove(src->watch);
         src->watch = 0;
     }
     /* Of one that says what its guest has, the others are not received */
-    source_restart(src, src->spoken ? b->head : b->sent, false, true);
+    source_restart(src, src->spoken ? b->head : b->sent,
+                   src->control && src->sending, true);
+    if (src->control && src->sending) {
+        /* The destination has the VM's state: it may start */
+        switchover_backlog_append_control(b, SWITCHOVER_FIRST, 0);
+    }
     src->connected = g_get_monotonic_time();
     switchover_threads_resume();
     if (connected) {
@@ -510,6 +524,7 @@ void switchover_source_begin(SwitchoverSource *src)
     src->sending = true;
     src->spoken = src->control;
     src->completed = false;
+    src->begun = g_get_monotonic_time();
     src->announced = 0;
     source_restart(src, b->head, src->control, false);
     switchover_threads_resume();
@@ -534,6 +549,13 @@ void switchover_source_completed(SwitchoverSource *src)
     src->completed = true;
     source_free_sent(src);
     switchover_threads_resume();
+}
+
+void switchover_source_send_now(SwitchoverSource *src)
+{
+    if (src->sw->port.send) {
+        source_port_send(&src->sw->port);
+    }
 }
 
 bool switchover_source_is_done(SwitchoverSource *src, bool ending,
@@ -568,15 +590,28 @@ bool switchover_source_is_done(SwitchoverSource *src, bool ending,
     return src->control ? done : !unsent;
 }
 
+bool switchover_source_is_acknowledged(SwitchoverSource *src)
+{
+    bool all;
+
+    switchover_threads_pause();
+    all = src->completed && src->announced && !src->sw->port.announced &&
+          source_backlog(src)->head >= src->sw->port.emptied;
+    switchover_threads_resume();
+    return all;
+}
+
 void switchover_source_warn(SwitchoverSource *src)
 {
     SwitchoverBacklog *b = source_backlog(src);
-    uint64_t n = b->tail - (src->control ? b->head : b->sent);
+    /* What comes once the guest was announced needs no acknowledgement */
+    bool acknowledged = src->control && !src->announced;
+    uint64_t n = b->tail - (acknowledged ? b->head : b->sent);
 
     if (n && !src->peer_paused) {
-        warn_report("filter-redirector '%s': the migration is complete, but "
-                    "outdev's peer has not yet taken %" PRIu64 " frames of the "
-                    "VM: they are lost if QEMU ends now", src->t.id, n);
+        warn_report("%s: the migration is complete, but the destination has "
+                    "not yet taken %" PRIu64 " frames of the VM: they are lost "
+                    "if QEMU ends now", src->t->name, n);
     }
 }
 
@@ -602,7 +637,7 @@ void switchover_source_set_enabled(SwitchoverSource *src, bool enabled)
 
 bool switchover_source_is_enabled(SwitchoverSource *src)
 {
-    return src->enabled;
+    return src->enabled && switchover_transport_is_possible(src->t);
 }
 
 void switchover_source_set_limit(SwitchoverSource *src, uint64_t hold_limit)
@@ -627,36 +662,51 @@ Switchover *switchover_source_get(SwitchoverSource *src)
     return src->sw;
 }
 
-SwitchoverSource *switchover_source_new(NetClientState *netdev, const char *id,
-                                        CharFrontend *chr, bool vnet_hdr,
+static const SwitchoverTransportOps source_ops = {
+    .changed = source_changed,
+    .control = source_control,
+};
+
+SwitchoverSource *switchover_source_new(NetClientState *netdev,
+                                        SwitchoverTransport *t,
                                         uint64_t hold_limit, Error **errp)
 {
-    static const SwitchoverTransportOps ops = {
-        .changed = source_changed,
-        .control = source_control,
-    };
-    Switchover *sw = switchover_get(netdev, errp);
+    Switchover *sw;
     SwitchoverSource *src;
 
-    if (!sw) {
-        return NULL;
+    sw = switchover_get(netdev, errp);
+    if (sw && sw->source) {
+        error_setg(errp, "netdev '%s' has %s for the frames of a stopped VM "
+                   "already; for several destinations use one with '-chardev "
+                   "hub' as its outdev", netdev->name, sw->source->t->name);
+        sw = NULL;
     }
-    if (sw->source) {
-        error_setg(errp, "netdev '%s' has filter-redirector '%s' for the "
-                   "frames of a stopped VM already; for several destinations "
-                   "use one with '-chardev hub' as its outdev", netdev->name,
-                   sw->source->t.id);
+    if (!sw) {
+        switchover_transport_free(t);
         return NULL;
     }
     src = g_new0(SwitchoverSource, 1);
     src->sw = sw;
+    src->t = t;
     src->drain_timeout = DRAIN_TIMEOUT_MS;
     src->plain = g_byte_array_new();
     src->hello = timer_new_ms(QEMU_CLOCK_REALTIME, source_no_hello, src);
     sw->source = src;
     switchover_source_set_limit(src, hold_limit);
-    switchover_transport_init(&src->t, chr, id, vnet_hdr, &ops, src);
+    switchover_transport_start(t, &source_ops, src);
     return src;
+}
+
+void switchover_source_set_transport(SwitchoverSource *src,
+                                     SwitchoverTransport *t)
+{
+    switchover_threads_pause();
+    src->sw->port.send = NULL;
+    src->control = src->broken = src->had_peer = false;
+    switchover_transport_free(src->t);
+    src->t = t;
+    switchover_transport_start(t, &source_ops, src);
+    switchover_threads_resume();
 }
 
 void switchover_source_free(SwitchoverSource *src)
@@ -667,7 +717,7 @@ void switchover_source_free(SwitchoverSource *src)
     switchover_threads_pause();
     sw->port.send = NULL;
     switchover_threads_resume();
-    switchover_transport_destroy(&src->t);
+    switchover_transport_free(src->t);
     if (src->watch) {
         g_source_remove(src->watch);
     }
@@ -685,8 +735,7 @@ void switchover_source_get_stats(SwitchoverSource *src, SwitchoverStats *stats)
     SwitchoverBacklog *b = source_backlog(src);
 
     switchover_get_stats(src->sw, stats);
-    stats->chr = src->t.chr;
-    stats->connected = src->t.connected;
+    stats->connected = src->t->connected;
     WITH_QEMU_LOCK_GUARD(&b->lock) {
         stats->packets = b->sent_frames;
         stats->bytes = b->sent_bytes;

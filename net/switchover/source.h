@@ -7,15 +7,14 @@
 #ifndef NET_SWITCHOVER_SOURCE_H
 #define NET_SWITCHOVER_SOURCE_H
 
-#include "chardev/char-fe.h"
 #include "net/switchover/switchover.h"
+#include "net/switchover/transport.h"
 
 /**
  * switchover_source_new:
  * @netdev: the netdev whose frames are saved
- * @id: of the filter, for messages
- * @chr: its outdev, from now on used by the source alone
- * @vnet_hdr: whether a peer that says nothing expects vnet headers
+ * @t: the way to the destination, from now on the source's own, also if there
+ *     is an error
  * @hold_limit: bytes of frames that are kept, at most
  * @errp: pointer to a NULL-initialized error object
  *
@@ -23,9 +22,19 @@
  *
  * Returns: NULL if that is not possible
  */
-SwitchoverSource *switchover_source_new(NetClientState *netdev, const char *id,
-                                        CharFrontend *chr, bool vnet_hdr,
+SwitchoverSource *switchover_source_new(NetClientState *netdev,
+                                        SwitchoverTransport *t,
                                         uint64_t hold_limit, Error **errp);
+
+/**
+ * switchover_source_set_transport:
+ * @src: a source that saves nothing now
+ * @t: the way to the next destination, from now on the source's own
+ *
+ * BQL.
+ */
+void switchover_source_set_transport(SwitchoverSource *src,
+                                     SwitchoverTransport *t);
 
 /**
  * switchover_source_free:
@@ -35,7 +44,7 @@ SwitchoverSource *switchover_source_new(NetClientState *netdev, const char *id,
  */
 void switchover_source_free(SwitchoverSource *src);
 
-/* Whether the filter's status is on: else nothing is saved.  BQL. */
+/* Whether it is switched on, and can send: else nothing is saved.  BQL. */
 void switchover_source_set_enabled(SwitchoverSource *src, bool enabled);
 bool switchover_source_is_enabled(SwitchoverSource *src);
 
@@ -56,6 +65,9 @@ void switchover_source_completed(SwitchoverSource *src);
 /* For switchover.c: frames have come.  BQL. */
 void switchover_source_flush(SwitchoverSource *src);
 
+/* Send what the peer takes.  While the threads pause. */
+void switchover_source_send_now(SwitchoverSource *src);
+
 /**
  * switchover_source_is_done:
  * @src: the source
@@ -68,6 +80,9 @@ void switchover_source_flush(SwitchoverSource *src);
  */
 bool switchover_source_is_done(SwitchoverSource *src, bool ending,
                                uint64_t *progress);
+
+/* Has the destination's guest all that came before it was announced?  BQL. */
+bool switchover_source_is_acknowledged(SwitchoverSource *src);
 
 /* Warn if the destination does not have all frames.  BQL. */
 void switchover_source_warn(SwitchoverSource *src);

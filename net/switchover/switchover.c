@@ -51,6 +51,7 @@
 #include "net/eth.h"
 #include "net/queue.h"
 #include "net/switchover/arrival.h"
+#include "net/switchover/cards.h"
 #include "net/switchover.h"
 #include "net/switchover/source.h"
 #include "net/vhost_net.h"
@@ -542,6 +543,7 @@ static void switchover_finish(Switchover *sw)
     switchover_set_vhost_held(sw, false);
     trace_switchover_finish(sw->nc->name, sw->delivered, sw->given_back,
                             sw->direct, sw->drain_us);
+    switchover_cards_delivered();
 }
 
 static bool switchover_is_over(Switchover *sw)
@@ -695,6 +697,18 @@ void switchover_update_idle(Switchover *sw)
     }
 }
 
+void switchover_expect(Switchover *sw)
+{
+    for (unsigned i = 0; i < sw->n_queues; i++) {
+        NetClientState *nc = sw->queues[i];
+
+        if (nc->peer) {
+            qemu_net_queue_purge(nc->peer->incoming_queue, nc);
+        }
+    }
+    switchover_poll(sw, false);
+}
+
 void switchover_begin(Switchover *sw)
 {
     if (sw->begun || !sw->source ||
@@ -715,6 +729,7 @@ void switchover_begin(Switchover *sw)
     sw->give_back = 0;
     trace_switchover_begin(sw->nc->name, switchover_backlog_frames(&sw->own));
     switchover_source_begin(sw->source);
+    switchover_cards_changed();
 }
 
 /* What was saved is for this VM */
@@ -722,6 +737,7 @@ static void switchover_end(Switchover *sw)
 {
     switchover_look_at_queue(sw, true);
     switchover_source_end(sw->source);
+    switchover_cards_changed();
     sw->begun = false;
     sw->give_back = sw->own.tail;
     trace_switchover_give_back(sw->nc->name,
@@ -786,6 +802,11 @@ static void switchover_vm_after(void *opaque, bool running, RunState state)
     }
 }
 
+void switchover_prepare(Switchover *sw)
+{
+    switchover_add_port(sw);
+}
+
 static int switchover_migration(NotifierWithReturn *notifier,
                                 MigrationEvent *event, Error **errp)
 {
@@ -796,8 +817,7 @@ static int switchover_migration(NotifierWithReturn *notifier,
         sw->migrating = true;
         sw->done = false;
         if (sw->source && switchover_source_is_enabled(sw->source)) {
-            /* A thread is not to be started while the VM is stopped */
-            switchover_add_port(sw);
+            switchover_prepare(sw);
         }
         break;
     case MIG_EVENT_PRECOPY_FAILED:
@@ -894,6 +914,7 @@ void switchover_wait(void)
     Switchover *sw;
 
     bql_lock();
+    switchover_cards_read();
     while (switchover_waits(&w, false)) {
         bql_unlock();
         g_usleep(500);
@@ -906,6 +927,7 @@ void switchover_wait(void)
             switchover_source_completed(sw->source);
         }
     }
+    switchover_cards_acknowledged();
     trace_switchover_wait(w.done, w.now - w.begin);
     bql_unlock();
 }

@@ -7,7 +7,6 @@
 #ifndef NET_SWITCHOVER_H
 #define NET_SWITCHOVER_H
 
-#include "chardev/char-fe.h"
 #include "migration/misc.h"
 #include "net/switchover/threads.h"
 #include "system/runstate.h"
@@ -26,9 +25,8 @@ typedef struct SwitchoverDrops {
 
 /* What was done since the filter was made; frames, but where it says bytes */
 typedef struct SwitchoverStats {
-    CharFrontend *chr;
-    bool connected;             /* the chardev has a peer */
-    uint64_t packets;           /* that went to the chardev, or came from it */
+    bool connected;             /* there is a peer */
+    uint64_t packets;           /* that went to the peer, or came from it */
     uint64_t bytes;             /* their length without vnet headers */
     uint64_t queued;            /* that the peer has not taken */
     uint64_t queued_bytes;      /* their size with headers */
@@ -151,12 +149,29 @@ void switchover_go_on(Switchover *sw);
 void switchover_update_idle(Switchover *sw);
 
 /**
+ * switchover_expect:
+ * @sw: the switchover of a VM that may arrive here
+ *
+ * QEMU does not read the queues before it runs, as in switchover_update_idle().
+ * What it has read already, a packet or none of each, is too old to be of use.
+ */
+void switchover_expect(Switchover *sw);
+
+/**
  * switchover_begin:
  * @sw: the switchover, whose VM has been stopped by its migration
  *
  * Save the frames of the stopped VM from now on.
  */
 void switchover_begin(Switchover *sw);
+
+/**
+ * switchover_prepare:
+ * @sw: the switchover of a VM whose migration begins
+ *
+ * Start the threads, which is not to be done while the VM is stopped.
+ */
+void switchover_prepare(Switchover *sw);
 
 /**
  * switchover_receive_iov:
