@@ -765,6 +765,7 @@ bool filter_packet_setup(FilterPacket *p, CharFrontend *chr_out, bool vnet_hdr,
         switchover_source_set_timeout(p->source, p->drain_timeout);
         return true;
     case FILTER_PACKET_ARRIVAL:
+        switchover_cards_give_way(netdev);
         t = switchover_transport_chardev_new(p->chr_in, filter_packet_id(p),
                                              vnet_hdr);
         p->arrival = switchover_arrival_new(netdev, t, p->hold_limit, errp);

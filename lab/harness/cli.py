@@ -6,7 +6,7 @@ import signal
 import sys
 
 from . import LabError
-from .migrate import COPIES, ENDINGS, Conditions
+from .migrate import COPIES, ENDINGS, RECOVERED, Conditions
 
 HELP = {
     'rate': 'packets per second to the guest',
@@ -21,7 +21,8 @@ HELP = {
     'txqueuelen': 'queue length of both TAPs, in frames',
     'memory': 'MiB of guest memory',
     'copy': ' or '.join(COPIES),
-    'ending': 'how the migration ends: ' + ', '.join(ENDINGS),
+    'ending': f'how the migration ends: {", ".join(ENDINGS)}; {RECOVERED}: the '
+              'connection breaks in postcopy',
     'tcp': 'Mbit/s of a bulk TCP transfer to the guest',
     'tcp_mb': 'its length in MB, all of which is compared; 0: no end',
     'filters': "filters by way of chardevs; else the migration's connection",
@@ -38,7 +39,8 @@ HELP = {
     'vhost': 'use vhost-net',
     'accel': "QEMU's -accel (also LAB_ACCEL)",
 }
-CHOICES = {'copy': COPIES, 'ending': ENDINGS, 'cards': range(1, 9)}
+CHOICES = {'copy': COPIES, 'ending': (*ENDINGS, RECOVERED),
+           'cards': range(1, 9)}
 
 
 def add_condition_options(parser, defaults=Conditions()):

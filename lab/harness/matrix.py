@@ -4,7 +4,7 @@
 - control, without a migration: no packet lost, duplicated, damaged, reordered;
 - stock, where a precopy migration completes: loses more than STOCK_LOSES of the
   packets that were sent after the stop, else there was nothing to save;
-- ours: exact (report.is_exact), whatever the end of the migration, and with or
+- ours, and default, without filters: exact (report.is_exact), whatever the end of the migration, and with or
   without privileges; but what is lost is only reported where the source is
   killed at once, without a return path: then the source takes frames with it.
   In order (report.may_reorder).
@@ -12,11 +12,12 @@
 Cells in CI (Cell.in_ci) are the main ones, and what they are compared with.
 FAST is the higher of the two rates: the control must lose nothing at it.
 """
+from dataclasses import replace
 from typing import NamedTuple
 
 from . import report
 from .migrate import (BURST, BURSTS, COPIES, ENDINGS, FAILURES, FAST,
-                      PAUSED_BEFORE, Conditions)
+                      PAUSED_BEFORE, RECOVERED, Conditions)
 
 PAUSES = (0, 20, 300, 3000)     # ms
 TCP = 8                         # Mbit/s; TCG in TCG takes no more
@@ -36,7 +37,20 @@ class Cell(NamedTuple):
 
 
 def cells():
-    """All of them, each control before what it is the control of."""
+    """All of them, each control before what it is the control of: by filters,
+    and then without, where there is a return path."""
+    for cell in filter_cells():
+        yield cell
+        if cell.mode == 'ours' and cell.conditions.return_path:
+            yield Cell(cell.name.replace('ours', 'default', 1), cell.mode,
+                       replace(cell.conditions, filters=False))
+    for vhost in 'vhost', 'no-vhost':
+        yield Cell(f'default-{vhost}-postcopy-recovered', 'ours', Conditions(
+            vhost=vhost == 'vhost', copy='postcopy', ending=RECOVERED,
+            filters=False))
+
+
+def filter_cells():
     def cell(mode, *names, **conditions):
         return Cell('-'.join((mode, *names)), mode.split('-')[0],
                     Conditions(vhost='vhost' in names,

@@ -48,6 +48,8 @@ COPIES = ('precopy', 'postcopy')
 ENDINGS = ('source-kept', 'source-killed', 'cancelled', 'destination-killed',
            'destination-killed-during', 'destination-killed-after')
 FAILURES = ENDINGS[2:]
+# The connection breaks in postcopy, and the migration goes on with another one
+RECOVERED = 'recovered'
 ENDS = ('completed', 'failed', 'cancelled')         # of a migration
 PAUSED_BEFORE = ENDINGS[2:4]    # with pause-before-switchover
 BOOTS = 3                   # until its clock is right
@@ -67,8 +69,8 @@ PORT = 7000
 TCP_PATIENCE = 60           # seconds more than a TCP transfer should take
 
 
-def incoming(host):
-    return f'tcp:{LINK_ADDRESS[host]}:7002'
+def incoming(host, port=7002):
+    return f'tcp:{LINK_ADDRESS[host]}:{port}'
 
 
 def capture(privileged, host='a', chardev='m0', card=0):
@@ -345,7 +347,10 @@ def set_up_migration(source, destination, c):
             {'capability': name, 'state': True} for name in wanted])
     source.execute('migrate-set-parameters',
                    max_bandwidth=c.bandwidth * 1_000_000,
-                   downtime_limit=c.downtime)
+                   downtime_limit=c.downtime, **(
+                       # else all would be there before it breaks
+                       {'max_postcopy_bandwidth': 2_000_000}
+                       if c.ending == RECOVERED else {}))
 
 
 class Stop:
@@ -394,6 +399,18 @@ class Stop:
         return resume
 
 
+def recover(source, destination, during):
+    """Break the connection in postcopy, let packets come, connect again."""
+    source.wait('MIGRATION', 60, status=('postcopy-active',))
+    source.execute('migrate-pause', oob=True)
+    for qmp in (source, destination):
+        qmp.wait('MIGRATION', 60, status=('postcopy-paused',))
+    during.gap()
+    destination.execute('migrate-recover', oob=True, uri=incoming('b', 7102))
+    source.execute('migrate-set-parameters', max_postcopy_bandwidth=0)
+    source.execute('migrate', uri=incoming('b', 7102), resume=True)
+
+
 def migrate(system, source, destination, c, client, log):
     """Returns when the guest was stopped and resumed (host ns), the monitor of
     the QEMU that has it now, the reported downtime in ms (None: none), and the
@@ -406,6 +423,8 @@ def migrate(system, source, destination, c, client, log):
         source.wait('MIGRATION_PASS', 60, **{'pass': 2})
         source.execute('migrate-start-postcopy')
     during.begin(source)
+    if c.ending == RECOVERED:
+        recover(source, destination, during)
     if c.ending in FAILURES:
         if c.ending in PAUSED_BEFORE:
             wait_migration(source, 'pre-switchover')

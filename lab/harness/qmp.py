@@ -38,7 +38,7 @@ class QMP:
         self.lines = b''
         self.clock = monotonic_minus_realtime()
         self.read(self.patience(20), 'greeting')
-        self.execute('qmp_capabilities')
+        self.execute('qmp_capabilities', enable=['oob'])
 
     def patience(self, seconds):
         return Patience(seconds, self.child.progress)
@@ -68,8 +68,9 @@ class QMP:
             self.events.append(message)
         return message
 
-    def execute(self, command, **arguments):
-        message = {'execute': command}
+    def execute(self, command, oob=False, **arguments):
+        """OOB: also if the main loop waits, as for memory in postcopy."""
+        message = {'exec-oob' if oob else 'execute': command}
         if arguments:
             # QAPI names have dashes
             message['arguments'] = {k.replace('_', '-'): v

@@ -230,7 +230,9 @@ static void arrival_hello(SwitchoverArrival *a)
 
 static void arrival_start(SwitchoverArrival *a, uint64_t number)
 {
-    if (a->phase == PHASE_WAITING) {
+    bool goes_on = a->control && number == a->base + a->theirs.tail;
+
+    if (a->phase == PHASE_WAITING && !goes_on) {
         /* Of an earlier attempt, whose guest has had these frames */
         switchover_backlog_clear(&a->theirs);
         g_hash_table_remove_all(a->groups);
@@ -504,7 +506,7 @@ void switchover_arrival_free(SwitchoverArrival *a)
 
     switchover_transport_free(a->t);
     switchover_count_drop(sw, &sw->dropped.no_peer, n,
-                          "its filter was removed");
+                          "not delivered when its filter, or QEMU, ended");
     qemu_announce_timer_del(&a->announce, false);
     sw->arrival = NULL;
     sw->nc->announce_held = false;

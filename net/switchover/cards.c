@@ -17,12 +17,15 @@
  *                                    can do it, too
  *                 <- PONG with a mark
  *   the VM stops: save frames
- *   SWITCHOVER_PACKETS: the cards ->
+ *   SWITCHOVER_CARDS ->
  *                                    an arrival for each card
  *   devices, EOF ->
  *   frames ->                        has the VM's state, starts it
  *                 <- SHUT
  *                 <- messages
+ *
+ * In postcopy frames and messages begin before EOF, by SWITCHOVER_PACKETS and
+ * the return path (transport-migration.c).
  *
  * QEMU without this answers PING with its own value, and ignores that of PONG.
  * Either side then migrates as without this.
@@ -320,6 +323,7 @@ static void outgoing_add(NICState *nic, void *opaque)
         }
         return;
     }
+    card->expected = NULL;
     card->sends = true;
     card_get_stats(card, true, &card->before);
     switchover_source_set_enabled(card->source, true);
@@ -436,12 +440,11 @@ void switchover_cards_read(void)
 static void incoming_expect(NICState *nic, void *opaque)
 {
     SwitchoverCard *card = card_get(nic);
+    Switchover *sw = card ? switchover_get(card->netdev, NULL) : NULL;
 
-    if (card && !card->arrival && !card->expected) {
-        card->expected = switchover_get(card->netdev, NULL);
-        if (card->expected && !card->expected->arrival) {
-            switchover_expect(card->expected);
-        }
+    if (sw && !sw->source && !sw->arrival) {
+        card->expected = sw;
+        switchover_expect(sw);
     }
 }
 
@@ -472,11 +475,10 @@ static void incoming_add(NICState *nic, void *opaque)
         return;
     }
     card = card_get(nic);
-    if (!card) {
+    if (!card || card->arrival) {
         return;
     }
     sought->found = true;
-    g_clear_pointer(&card->arrival, switchover_arrival_free);
     card->expected = NULL;
     t = switchover_link_add(incoming, card->netdev->name);
     card->arrival = switchover_arrival_new(card->netdev, t, HOLD_LIMIT, &err);
@@ -493,8 +495,13 @@ static void incoming_add(NICState *nic, void *opaque)
 
 int switchover_load_cards(QEMUFile *f, size_t len, Error **errp)
 {
+    SwitchoverCard *card;
     char name[256];
 
+    QTAILQ_FOREACH(card, &cards, next) {
+        /* Of an earlier attempt */
+        g_clear_pointer(&card->arrival, switchover_arrival_free);
+    }
     g_clear_pointer(&incoming, switchover_link_free);
     incoming = switchover_link_new(false);
     incoming_unreported = true;
@@ -504,6 +511,7 @@ int switchover_load_cards(QEMUFile *f, size_t len, Error **errp)
         size_t n = qemu_get_counted_string(f, name);
 
         if (qemu_file_get_error(f) || n + 1 > len ||
+            !switchover_link_is_possible(qemu_file_get_ioc(f)) ||
             switchover_link_cards(incoming) == SWITCHOVER_CARDS_MAX) {
             error_setg(errp, "Invalid list of network cards whose packets are "
                        "saved");
@@ -557,10 +565,14 @@ bool switchover_keep_channel(QEMUFile *f, bool ended)
     QIOChannel *ioc = qemu_file_get_ioc(f);
     g_autoptr(GByteArray) ahead = NULL;
     bool reads = !qemu_file_is_writable(f);
-    SwitchoverLink **link = switchover_link_has(outgoing, ioc) ? &outgoing :
-                            switchover_link_has(incoming, ioc) ? &incoming :
-                            NULL;
+    SwitchoverLink **link;
 
+    if (incoming && bql_locked()) {
+        /* The connection may be another one */
+        switchover_link_handle(incoming);
+    }
+    link = switchover_link_has(outgoing, ioc) ? &outgoing :
+           switchover_link_has(incoming, ioc) ? &incoming : NULL;
     if (!link) {
         return false;
     }
@@ -593,10 +605,7 @@ void switchover_channel_back(QEMUFile *f, bool source)
     SwitchoverLink *link = source ? outgoing : incoming;
 
     if (link) {
-        if (!source) {
-            switchover_link_attach(link, qemu_file_get_ioc(f));
-        }
-        switchover_link_return(link);
+        switchover_link_return(link, source ? NULL : qemu_file_get_ioc(f));
     }
 }
 

@@ -18,7 +18,7 @@
  *   event                     action
  *   VM has stopped            cursor to the oldest frame; START if the peer
  *                             has said HELLO
- *   peer has come, HELLO      the same; or go on with the frame that it names
+ *   peer has come, HELLO      the same; or with the frame that it names
  *   peer has gone             cursor to the oldest frame, if it has said HELLO;
  *                             else to the one that was not sent whole
  *   RECEIVED n                free the frames before n
@@ -398,12 +398,8 @@ static void source_hello(SwitchoverSource *src, bool paused, uint64_t number)
     src->control = src->spoken = true;
     src->peer_paused = paused;
     if (src->sending) {
-        if (number) {
-            /* It has seen our START, and frames */
-            source_restart(src, number, false, false);
-        } else {
-            source_restart(src, b->head, true, false);
-        }
+        /* Not 0 if it has seen our START, and frames */
+        source_restart(src, number ?: b->head, true, false);
     }
     switchover_threads_resume();
     switchover_source_flush(src);
@@ -473,7 +469,8 @@ static void source_changed(void *opaque, bool connected)
     SwitchoverSource *src = opaque;
     SwitchoverBacklog *b = source_backlog(src);
 
-    if (!connected && src->had_peer && !src->announced) {
+    if (!connected && src->had_peer && !src->announced &&
+        !src->t->may_return) {
         warn_report("%s: the destination's connection ended: frames of the VM "
                     "that are on the way are lost, unless it runs on here",
                     src->t->name);
@@ -713,6 +710,10 @@ void switchover_source_free(SwitchoverSource *src)
 {
     Switchover *sw = src->sw;
 
+    if (src->completed && src->announced) {
+        /* On its way to a VM that runs elsewhere */
+        switchover_backlog_acknowledge(source_backlog(src), UINT64_MAX);
+    }
     switchover_source_end(src);
     switchover_threads_pause();
     sw->port.send = NULL;

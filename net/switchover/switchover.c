@@ -1070,7 +1070,7 @@ void switchover_put(Switchover *sw)
     switchover_remove_port(sw);
     switchover_count_drop(sw, &sw->dropped.no_peer,
                           switchover_backlog_frames(&sw->own),
-                          "its filter was removed");
+                          "not acknowledged when its filter, or QEMU, ended");
     if (stopped) {
         switchover_poll(sw, true);
     }

@@ -7,7 +7,7 @@
 /*
  * Where the VM's state ends, frames follow on the same channel.  So they take
  * the way, and have the TLS session and the authentication, of the migration,
- * and there is nothing to configure.  Both ends take over the channel, with what
+ * and there is nothing to configure.  Both ends take over the channel, and what
  * has been read ahead, instead of closing it.
  *
  * In postcopy the VM runs before its state ends.  Until then commands in the
@@ -72,12 +72,13 @@ struct SwitchoverLink {
     bool own;                   /* the channel: nobody else writes there */
     SwitchoverTellSource *tell_source;  /* before that; or NULL */
 
-    QemuMutex lock;             /* for the next four */
+    QemuMutex lock;             /* for the next five */
     GByteArray *out;            /* pieces that wait to be written */
     GByteArray *given;          /* bytes that others have read */
     bool lost;                  /* the connection */
     bool back;                  /* and there is another one */
-    QEMUBH *bh;                 /* look at @given, @lost and @back */
+    QIOChannel *next_ioc;       /* at the destination: that */
+    QEMUBH *bh;                 /* look at them */
 
     /* Reading: the main loop */
     GByteArray *in;             /* not handled yet */
@@ -134,6 +135,15 @@ static void link_stop_reading(SwitchoverLink *link)
     g_clear_handle_id(&link->read_watch, g_source_remove);
 }
 
+static void link_close(SwitchoverLink *link)
+{
+    if (link->ioc) {
+        qio_channel_close(link->ioc, NULL);
+        object_unref(OBJECT(link->ioc));
+        link->ioc = NULL;
+    }
+}
+
 /* The peer is gone, or out of step */
 static void link_disconnect(SwitchoverLink *link)
 {
@@ -150,6 +160,9 @@ static void link_disconnect(SwitchoverLink *link)
         if (m) {
             switchover_transport_set_connected(&m->t, false);
         }
+    }
+    if (link->own) {
+        link_close(link);
     }
 }
 
@@ -202,6 +215,7 @@ void switchover_link_own(SwitchoverLink *link)
         TransportMigration *m = g_ptr_array_index(link->cards, i);
 
         if (m) {
+            m->t.may_return = false;
             switchover_transport_update_channel(&m->t);
         }
     }
@@ -215,15 +229,16 @@ void switchover_link_own(SwitchoverLink *link)
  */
 static void link_lose(SwitchoverLink *link)
 {
-    link_disconnect(link);
-    g_byte_array_set_size(link->in, 0);
     for (unsigned i = 0; i < link->cards->len; i++) {
         TransportMigration *m = g_ptr_array_index(link->cards, i);
 
         if (m) {
             m->t.introduced = false;
+            m->t.may_return = true;
         }
     }
+    link_disconnect(link);
+    g_byte_array_set_size(link->in, 0);
 }
 
 void switchover_link_lose(SwitchoverLink *link)
@@ -237,10 +252,14 @@ void switchover_link_lose(SwitchoverLink *link)
     qemu_bh_schedule(link->bh);
 }
 
-void switchover_link_return(SwitchoverLink *link)
+void switchover_link_return(SwitchoverLink *link, QIOChannel *ioc)
 {
     WITH_QEMU_LOCK_GUARD(&link->lock) {
         link->back = true;
+        if (ioc && link->next_ioc) {
+            object_unref(OBJECT(link->next_ioc));
+        }
+        link->next_ioc = ioc ? QIO_CHANNEL(object_ref(OBJECT(ioc))) : NULL;
     }
     qemu_bh_schedule(link->bh);
 }
@@ -310,18 +329,20 @@ static bool link_handle(SwitchoverLink *link)
 static void link_bh(void *opaque)
 {
     SwitchoverLink *link = opaque;
+    g_autoptr(QIOChannel) ioc = NULL;
     bool lost, back;
 
     WITH_QEMU_LOCK_GUARD(&link->lock) {
         lost = link->lost;
-        link->lost = false;
-        back = link->back && !lost;
-        link->back &= lost;
+        back = link->back;
+        link->lost = link->back = false;
+        ioc = g_steal_pointer(&link->next_ioc);
     }
     if (lost) {
         link_lose(link);
-        qemu_bh_schedule(link->bh);
-        return;
+    }
+    if (ioc) {
+        switchover_link_attach(link, ioc);
     }
     if (back) {
         switchover_link_connect(link);
@@ -702,11 +723,9 @@ void switchover_link_free(SwitchoverLink *link)
             m->link = NULL;
         }
     }
-    if (link->ioc) {
-        qio_channel_close(link->ioc, NULL);
-        object_unref(OBJECT(link->ioc));
-    }
+    link_close(link);
     g_ptr_array_unref(link->cards);
+    g_clear_pointer(&link->next_ioc, object_unref);
     qemu_bh_delete(link->bh);
     qemu_mutex_destroy(&link->lock);
     g_byte_array_unref(link->given);

@@ -128,9 +128,12 @@ bool switchover_link_give(SwitchoverLink *link, const uint8_t *buf, size_t len);
 /* Handle that now.  BQL. */
 void switchover_link_handle(SwitchoverLink *link);
 
-/* In postcopy: the connection has broken; there is another one.  Any thread. */
+/*
+ * In postcopy: the connection has broken; there is another one, by @ioc at the
+ * destination, NULL at the source.  Any thread.
+ */
 void switchover_link_lose(SwitchoverLink *link);
-void switchover_link_return(SwitchoverLink *link);
+void switchover_link_return(SwitchoverLink *link, QIOChannel *ioc);
 
 /**
  * switchover_link_read:

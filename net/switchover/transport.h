@@ -55,6 +55,7 @@ struct SwitchoverTransport {
     bool vnet_hdr;              /* frames without control messages have one */
     bool control;               /* messages are as in message.h */
     bool introduced;            /* both sides know that from the beginning */
+    bool may_return;            /* the user may make another connection */
     GByteArray *in;             /* the beginning of a message */
     bool threaded;              /* the sender's thread writes */
     QIOChannel *ioc;            /* it writes to that; NULL: none */
