@@ -75,6 +75,7 @@ static SwitchoverTellSource *tell;
 static SwitchoverLink *outgoing;        /* of a migration from here */
 static bool outgoing_told;              /* its destination waits for frames */
 static SwitchoverLink *incoming;        /* and of one to here */
+static bool outgoing_begun;             /* packets were saved in it */
 static bool outgoing_unreported;        /* MIGRATION_PACKETS is to be emitted */
 static bool incoming_unreported;
 
@@ -261,7 +262,7 @@ void switchover_cards_delivered(void)
 
 void switchover_cards_changed(void)
 {
-    outgoing_unreported = outgoing;
+    outgoing_begun = outgoing_unreported = outgoing || outgoing_begun;
 }
 
 static bool cards_are_acknowledged(void)
@@ -286,9 +287,7 @@ void switchover_cards_acknowledged(void)
 
 MigrationPacketsList *switchover_query_packets(void)
 {
-    MigrationPacketsList *list = cards_packets(true);
-
-    return list ?: cards_packets(false);
+    return cards_packets(outgoing_begun);
 }
 
 
@@ -335,7 +334,7 @@ static void outgoing_begin(void)
     SwitchoverCard *card;
 
     g_clear_pointer(&outgoing, switchover_link_free);
-    outgoing_told = outgoing_unreported = false;
+    outgoing_told = outgoing_begun = outgoing_unreported = false;
     QTAILQ_FOREACH(card, &cards, next) {
         card->sends = false;
     }
@@ -586,6 +585,7 @@ bool switchover_keep_channel(QEMUFile *f, bool ended)
     if (link == &incoming && reads) {
         switchover_link_own(incoming);
         switchover_link_connect(incoming);
+        switchover_link_refuse(incoming);
         switchover_link_read(incoming);
     }
     return true;

@@ -75,6 +75,8 @@ typedef enum SwitchoverMessageType {
     SWITCHOVER_FIRST = 7,
     /* From the destination, without HELLO: its VM waits for 'cont' */
     SWITCHOVER_PAUSED = 8,
+    /* From the destination, without HELLO: it does not want the frames */
+    SWITCHOVER_REFUSED = 9,
 } SwitchoverMessageType;
 
 /* A frame that lies in memory as a message */

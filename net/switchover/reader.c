@@ -123,6 +123,9 @@ void switchover_reader_turn(SwitchoverPort *port)
         port->emptied = port->backlog->tail;
         switchover_backlog_append_control(port->backlog, SWITCHOVER_DONE, 0);
         switchover_sender_kick();
+        if (port->bh) {
+            qemu_bh_schedule(port->bh);
+        }
         trace_switchover_reader_emptied(port, n);
     }
 }

@@ -83,6 +83,7 @@ struct SwitchoverSource {
     uint8_t *scratch;           /* room for a frame */
 
     bool peer_paused;           /* the destination's VM waits for 'cont' */
+    bool refused;               /* the destination does not want the frames */
     int64_t begun;              /* when the VM had stopped, in us */
     int64_t announced;          /* when the destination has taken over, in us */
     bool had_peer;              /* since frames have been sent */
@@ -452,6 +453,9 @@ static void source_control(void *opaque, uint32_t type, uint64_t value)
     case SWITCHOVER_PAUSED:
         src->peer_paused = true;
         break;
+    case SWITCHOVER_REFUSED:
+        src->refused = true;
+        break;
     case SWITCHOVER_RECEIVED:
         source_received(src, value);
         break;
@@ -520,7 +524,7 @@ void switchover_source_begin(SwitchoverSource *src)
     switchover_threads_pause();
     src->sending = true;
     src->spoken = src->control;
-    src->completed = false;
+    src->completed = src->refused = false;
     src->begun = g_get_monotonic_time();
     src->announced = 0;
     source_restart(src, b->head, src->control, false);
@@ -577,7 +581,7 @@ bool switchover_source_is_done(SwitchoverSource *src, bool ending,
     if (source_awaits_hello(src)) {
         return false;
     }
-    if (!source_can_send(src)) {
+    if (!source_can_send(src) || src->refused) {
         return true;
     }
     if (src->control && src->peer_paused && !ending) {
@@ -592,8 +596,9 @@ bool switchover_source_is_acknowledged(SwitchoverSource *src)
     bool all;
 
     switchover_threads_pause();
-    all = src->completed && src->announced && !src->sw->port.announced &&
-          source_backlog(src)->head >= src->sw->port.emptied;
+    all = src->completed && !src->sw->port.announced &&
+          (src->refused || (src->announced && source_backlog(src)->head >=
+                            src->sw->port.emptied));
     switchover_threads_resume();
     return all;
 }
@@ -605,7 +610,11 @@ void switchover_source_warn(SwitchoverSource *src)
     bool acknowledged = src->control && !src->announced;
     uint64_t n = b->tail - (acknowledged ? b->head : b->sent);
 
-    if (n && !src->peer_paused) {
+    if (src->refused) {
+        switchover_count_drop(src->sw, &src->sw->dropped.no_peer, n,
+                              "the destination does not take it over the "
+                              "migration's connection");
+    } else if (n && !src->peer_paused) {
         warn_report("%s: the migration is complete, but the destination has "
                     "not yet taken %" PRIu64 " frames of the VM: they are lost "
                     "if QEMU ends now", src->t->name, n);

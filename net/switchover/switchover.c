@@ -593,6 +593,7 @@ static void switchover_deliver(void *opaque)
 
     if (sw->begun) {
         switchover_source_flush(sw->source);
+        switchover_cards_acknowledged();
         return;
     }
     if (!sw->delivering || !sw->vm_running) {

@@ -52,8 +52,8 @@
 /* Bytes that wait to be written, at most */
 #define OUT_MAX (1 * MiB)
 
-/* Bytes that others have read and that were not handled yet, at most */
-#define GIVEN_MAX (128 * MiB)
+/* Bytes that others have read for a card and that wait, at most */
+#define GIVEN_MAX (80 * MiB)
 
 typedef struct TransportMigration {
     SwitchoverTransport t;
@@ -201,6 +201,29 @@ void switchover_link_connect(SwitchoverLink *link)
 
         if (m) {
             switchover_transport_set_connected(&m->t, true);
+        }
+    }
+    link_flush(link);
+}
+
+static void link_put(SwitchoverLink *link, unsigned card, const uint8_t *buf,
+                     size_t len)
+{
+    uint8_t head[PIECE_HEAD];
+
+    link_put_head(head, card, len);
+    g_byte_array_append(link->out, head, sizeof(head));
+    g_byte_array_append(link->out, buf, len);
+}
+
+void switchover_link_refuse(SwitchoverLink *link)
+{
+    uint8_t buf[SWITCHOVER_CONTROL];
+
+    switchover_message_put_control(buf, SWITCHOVER_REFUSED, 0);
+    for (unsigned i = 0; i < link->cards->len; i++) {
+        if (!g_ptr_array_index(link->cards, i)) {
+            link_put(link, i, buf, sizeof(buf));
         }
     }
     link_flush(link);
@@ -360,7 +383,7 @@ static void link_bh(void *opaque)
 bool switchover_link_give(SwitchoverLink *link, const uint8_t *buf, size_t len)
 {
     QEMU_LOCK_GUARD(&link->lock);
-    if (len > GIVEN_MAX - MIN(link->given->len, GIVEN_MAX)) {
+    if (link->given->len + len > GIVEN_MAX * link->cards->len) {
         return false;
     }
     g_byte_array_append(link->given, buf, len);
@@ -487,15 +510,11 @@ static void transport_control(SwitchoverTransport *t, const uint8_t *buf,
                               size_t len)
 {
     TransportMigration *m = transport_migration(t);
-    uint8_t head[PIECE_HEAD];
 
-    if (!m->link || m->link->out->len > OUT_MAX) {
-        return;
+    if (m->link && m->link->out->len <= OUT_MAX) {
+        link_put(m->link, m->card, buf, len);
+        link_flush(m->link);
     }
-    link_put_head(head, m->card, len);
-    g_byte_array_append(m->link->out, head, sizeof(head));
-    g_byte_array_append(m->link->out, buf, len);
-    link_flush(m->link);
 }
 
 
@@ -505,16 +524,12 @@ static void transport_control(SwitchoverTransport *t, const uint8_t *buf,
 static ssize_t link_write_out(SwitchoverLink *link, unsigned card,
                               const uint8_t *buf, size_t len)
 {
-    uint8_t head[PIECE_HEAD];
-
     QEMU_LOCK_GUARD(&link->lock);
     if (link->out->len > OUT_MAX || link->lost) {
         return 0;
     }
     len = MIN(len, PIECE_MAX);
-    link_put_head(head, card, len);
-    g_byte_array_append(link->out, head, sizeof(head));
-    g_byte_array_append(link->out, buf, len);
+    link_put(link, card, buf, len);
     return len;
 }
 

@@ -97,6 +97,9 @@ void switchover_link_connect(SwitchoverLink *link);
  */
 void switchover_link_own(SwitchoverLink *link);
 
+/* At the destination: tell the source of cards that were skipped.  BQL. */
+void switchover_link_refuse(SwitchoverLink *link);
+
 /* At the destination: before that, use messages on the return path.  BQL. */
 void switchover_link_use_messages(SwitchoverLink *link,
                                   SwitchoverTellSource *tell_source);

@@ -67,6 +67,7 @@ typedef struct Setup {
     bool paused;                /* the destination has -S */
     bool no_return_path;
     bool no_filter;             /* frames go by the migration's connection */
+    bool refused;               /* and the destination has a filter */
     const char *source;         /* more of its filter, or NULL */
     const char *arrival;        /* likewise */
 } Setup;
@@ -93,7 +94,8 @@ static void to_start(Pair *p, const char *machine_options)
     g_autofree char *options =
         g_strdup_printf("-name to,debug-threads=on -incoming defer %s %s %s "
                         "2>>%s", p->setup.paused ? "-S" : "",
-                        p->setup.no_filter ? "" : filter, machine_options,
+                        p->setup.no_filter && !p->setup.refused ? "" : filter,
+                        machine_options,
                         p->stderr_to);
     const char *device = machine_options[0] ? NULL :
                          p->setup.pairs > 1 ? ",mq=on" : "";
@@ -1037,6 +1039,7 @@ typedef struct Paused {
     int ms;                     /* until 'cont' */
     bool quit;                  /* the source, by QMP, before that */
     bool sigterm;               /* the same by a signal */
+    bool no_filter;
     bool vhost;
 } Paused;
 
@@ -1046,12 +1049,17 @@ static const Paused pauses[] = {
     { "300-ms", 300 },
     { "quit", 100, .quit = true },
     { "sigterm", 100, .sigterm = true },
+    { "no-filter/0-ms", 0, .no_filter = true },
+    { "no-filter/300-ms", 300, .no_filter = true },
+    { "no-filter/quit", 100, .no_filter = true, .quit = true },
+    { "no-filter/sigterm", 100, .no_filter = true, .sigterm = true },
 };
 
 static void test_paused(const void *data)
 {
     const Paused *t = data;
-    Setup s = { .paused = true, .vhost = t->vhost };
+    Setup s = { .paused = true, .no_filter = t->no_filter, .vhost = t->vhost };
+    guint first = t->no_filter ? 2000 : 2000 + MANY;
     Pair p;
 
     pair_start(&p, &s);
@@ -1074,7 +1082,7 @@ static void test_paused(const void *data)
     g_assert_false(readable(p.rarp));
     qtest_qmp_assert_success(p.to.e.qts, "{ 'execute': 'cont' }");
     pair_arrive(&p);
-    collect_announced(&p, t->ms ? 2000 + MANY : 0);
+    collect_announced(&p, t->ms ? first : 0);
     collect(&p, &p.to, 2000 + 2 * MANY);
     assert_got(&p, 0, 1000, 3000 + MANY);
     assert_got_in_order(&p, DIRECT, DIRECT + MANY);
@@ -1604,6 +1612,54 @@ static void test_life(const void *data)
     unlink(strchr(uri, ':') + 1);
 }
 
+/* The netdev is removed while its frames are saved; there is no filter */
+static void test_removed(const void *data)
+{
+    Setup s = setup_of(data);
+    Pair p;
+
+    pair_start(&p, &s);
+    pair_save(&p, 1000, 1000 + MANY);
+    qtest_qmp_assert_success(p.from.e.qts, "{ 'execute': 'netdev_del',"
+                             " 'arguments': { 'id': 'n0' } }");
+    wait_no_threads(&p.from);
+    migrate_continue(&p.from.e);
+    pair_arrive(&p);
+    wait_migration(&p.from.e, "completed");
+    wait_migration(&p.to.e, "completed");
+    /* Its link is down */
+    vm_answers(&p.to.e);
+    wait_no_threads(&p.to);
+    pair_stop(&p, &p.to);
+}
+
+/*
+ * The destination wants the frames by a chardev, and is not sent them: both
+ * sides say so, and the migration does not wait
+ */
+static void test_refused(const void *data)
+{
+    Setup s = setup_of(data);
+    Pair p;
+
+    s.refused = true;
+    pair_start(&p, &s);
+    pair_save(&p, 1000, 1000 + MANY);
+    migrate_continue(&p.from.e);
+    pair_arrive(&p);
+    wait_migration(&p.from.e, "completed");
+    wait_migration(&p.to.e, "completed");
+    wait_warned_once(&p.to.e, p.stderr_to, "are lost: netdev 'n0' has");
+    g_assert_cmpuint(source_stat(&p, "acknowledged"), ==, 0);
+    rarp_expect(p.rarp);
+
+    /* As any VM goes on */
+    send_range(&p.to, 0, MANY);
+    ring_expect(&p.to, 0, MANY);
+    wait_no_threads(&p.to);
+    pair_stop(&p, &p.to);
+}
+
 
 /* No waiting for the lock of the network's configuration */
 
@@ -1794,6 +1850,9 @@ int main(int argc, char **argv)
     add_pair_test("second/late", test_late_peer, NULL);
     add_pair_test("drain-paused", test_drain_paused, NULL);
     add_pair_test("life", test_life, NULL);
+    add_pair_test("removed", test_removed, &no_filter);
+    add_pair_test("refused", test_refused, &no_filter);
+    add_pair_test("guest/slow", test_guest_slow, &no_filter);
     add_host_func("errors", test_errors);
     add_host_func("vhost-user", test_vhost_user);
     add_host_func("deaf-peers", test_deaf_peers);
