@@ -104,13 +104,12 @@ void switchover_return_path(const uint8_t *buf, size_t len);
  * switchover_load_frames:
  * @f: the migration's stream, at what switchover_get_frames() has returned
  * @len: its length
- * @errp: pointer to a NULL-initialized error object
  *
  * Any thread.
  *
- * Returns: 0, or a negative errno
+ * Returns: 0; or a negative errno, which was reported
  */
-int switchover_load_frames(QEMUFile *f, size_t len, Error **errp);
+int switchover_load_frames(QEMUFile *f, size_t len);
 
 /**
  * switchover_channel_lost:
@@ -133,13 +132,12 @@ void switchover_channel_back(QEMUFile *f, bool source);
  * switchover_load_cards:
  * @f: the migration's stream, at what switchover_get_cards() has returned
  * @len: its length
- * @errp: pointer to a NULL-initialized error object
  *
  * BQL.
  *
- * Returns: 0, or a negative errno
+ * Returns: 0; or a negative errno, which was reported
  */
-int switchover_load_cards(QEMUFile *f, size_t len, Error **errp);
+int switchover_load_cards(QEMUFile *f, size_t len);
 
 /**
  * switchover_state_sent:
@@ -204,7 +202,7 @@ static inline void switchover_return_path(const uint8_t *buf, size_t len)
 {
 }
 
-static inline int switchover_load_frames(QEMUFile *f, size_t len, Error **errp)
+static inline int switchover_load_frames(QEMUFile *f, size_t len)
 {
     return -ENOTSUP;
 }
@@ -217,7 +215,7 @@ static inline void switchover_channel_back(QEMUFile *f, bool source)
 {
 }
 
-static inline int switchover_load_cards(QEMUFile *f, size_t len, Error **errp)
+static inline int switchover_load_cards(QEMUFile *f, size_t len)
 {
     return -ENOTSUP;
 }

@@ -492,7 +492,7 @@ static void incoming_add(NICState *nic, void *opaque)
     card_get_stats(card, false, &card->before);
 }
 
-int switchover_load_cards(QEMUFile *f, size_t len, Error **errp)
+int switchover_load_cards(QEMUFile *f, size_t len)
 {
     SwitchoverCard *card;
     char name[256];
@@ -512,8 +512,8 @@ int switchover_load_cards(QEMUFile *f, size_t len, Error **errp)
         if (qemu_file_get_error(f) || n + 1 > len ||
             !switchover_link_is_possible(qemu_file_get_ioc(f)) ||
             switchover_link_cards(incoming) == SWITCHOVER_CARDS_MAX) {
-            error_setg(errp, "Invalid list of network cards whose packets are "
-                       "saved");
+            error_report("invalid list of network cards whose packets are "
+                         "saved");
             return -EINVAL;
         }
         len -= n + 1;
@@ -533,14 +533,14 @@ int switchover_load_cards(QEMUFile *f, size_t len, Error **errp)
     return 0;
 }
 
-int switchover_load_frames(QEMUFile *f, size_t len, Error **errp)
+int switchover_load_frames(QEMUFile *f, size_t len)
 {
     g_autofree uint8_t *buf = g_malloc(len);
 
     if (qemu_get_buffer(f, buf, len) != len || !incoming ||
         !switchover_link_give(incoming, buf, len)) {
-        error_setg(errp, "Packets of a network card without a card, or too "
-                   "many of them");
+        error_report("packets of a network card without a card, or too many "
+                     "of them");
         return -EINVAL;
     }
     if (bql_locked()) {
