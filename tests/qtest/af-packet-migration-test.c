@@ -365,7 +365,7 @@ static void test_warnings(void)
     g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
     g_assert_null(strstr(text, "connection ended"));
     close(fd);
-    wait_warned_once(&e, path, "outdev's connection ended");
+    wait_warned_once(&e, path, "the destination's connection ended");
 
     host_send_range(&e.tap[0], 110, 120, FRAME_LEN);
     patience_begin();
@@ -374,7 +374,7 @@ static void test_warnings(void)
     }
     migrate_continue(&e);
     wait_migration(&e, "completed");
-    wait_warned_once(&e, path, "outdev's peer has not yet taken 10 frames");
+    wait_warned_once(&e, path, "the destination has not yet taken 10 frames");
     switchover_stop(&e);
     unlink(path);
 }

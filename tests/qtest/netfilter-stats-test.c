@@ -1415,7 +1415,8 @@ static void test_trace_switchover(void)
 
     trace_start(&e, 1, path);
     filter_add(&e, "f0", "netdev=n0,in_netdev=n0,outdev=c0" ONLY_STOPPED);
-    wait_line(&e, path, &pos, "switchover_transport id=f0 connected=1\n");
+    wait_line(&e, path, &pos, "switchover_transport name=filter-redirector "
+              "'f0' connected=1\n");
     migrate_pause(&e);
     migrate_to_pause(&e, uri);
     wait_line(&e, path, &pos, "switchover_begin netdev=n0 frames=0\n");
@@ -1480,10 +1481,13 @@ static void test_trace_announce(void)
     wait_count(&b, "f0", "held.packets", 1);
     migration_file_load(&b, uri);
     wait_line(&b, path, &pos, "switchover_hold netdev=n0 frames=0 ");
-    wait_line(&b, path, &pos, "switchover_arrival_phase id=f0 phase=backlog"
+    wait_line(&b, path, &pos, "switchover_arrival_phase name="
+              "filter-redirector 'f0' phase=backlog"
               " received=1 frames=1\n");
-    wait_line(&b, path, &pos, "switchover_arrival_announce id=f0 nic=h0\n");
-    wait_line(&b, path, &pos, "switchover_arrival_phase id=f0 phase=over"
+    wait_line(&b, path, &pos, "switchover_arrival_announce name="
+              "filter-redirector 'f0' nic=h0\n");
+    wait_line(&b, path, &pos, "switchover_arrival_phase name="
+              "filter-redirector 'f0' phase=over"
               " received=1 frames=0\n");
     wait_line(&b, path, &pos, "switchover_finish netdev=n0 delivered=1"
               " given_back=0 direct=0 ");
