@@ -12,7 +12,7 @@
     announce.py   when a VM was announced
     pingpong.py   many migrations of one guest, to and fro
     tcp.py        a TCP transfer across a migration, compared
-    tls.py        TLS for the connection of the filters
+    tls.py        TLS for the connection of the filters, and for libvirt
     exact.py      real traffic through captures and injections, compared
     traffic.py    that traffic, mixed from a seed
     vm.py         a VM with vhost-net, in which all of this can run

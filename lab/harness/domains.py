@@ -11,10 +11,12 @@ arrives is compared:
 
 Migration.  The lab's guest, under the lab's stream, from host a to host b and
 back by "virsh migrate", with QEMU's arguments as they are in the manual, the
-same on both hosts.  In one way once more with its filters off, to see that
-there was something to save.
+same on both hosts.  In two ways once more with nothing saved, to see that there
+was something to save.
 
     way            QEMU is                   in the XML of the guest
+    plain          of libvirt's default      no argument: the packets go by the
+                   user                      migration's own connection
     root           root's                    in_netdev, out_netdev
     capability     of libvirt's default      the same
                    user, the binary has
@@ -27,6 +29,10 @@ there was something to save.
 The first ways must be exact.  Without packet sockets a source loses a frame that
 QEMU has read but not delivered when the VM stops, and a destination has no
 order, and nothing that holds frames back while its VM starts.
+
+The plain way has migrations with several options of virsh (PLAIN).  In each of
+them both QEMUs must say in their logs what they have saved, and it must be more
+than nothing.  Switched off at the source, they must not say it.
 
 In the unprivileged way frames flow because libvirt-packet-agent passes sockets
 to the running domains.  Where it cannot, it must say why, and leave nothing.
@@ -44,7 +50,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import (InvalidRun, LabError, count, libvirt, migrate, products,
-               report)
+               report, tls)
 from .libvirt import Host
 from .migrate import PORT, Conditions
 from .patience import Patience
@@ -74,13 +80,34 @@ class Way(NamedTuple):
     options: str = ''           # more, of filters with packet sockets
     sockets: bool = True        # the XML has in_netdev and out_netdev
     flow: bool = True
-    stock: bool = False         # once more with the filters off
+    stock: bool = False         # once more with nothing saved
+    plain: bool = False         # no argument for QEMU in the XML
+
+
+class Migration(NamedTuple):
+    """One, by virsh."""
+    name: str
+    options: tuple
+    off: str = ''               # to the source's monitor: save nothing
 
 
 NO_SANDBOX = 'seccomp_sandbox = 0\n'
 ALLOW = "echo 'allow vnet*' > /usr/local/etc/qemu/packet.conf\n"
 
-WAYS = (Way('root', 'user = "root"\ngroup = "root"\n', stock=True),
+# Options of virsh; at this bandwidth the guest dirties its memory faster than
+# it is copied, so that it is still running when postcopy begins
+POSTCOPY = 'postcopy'
+PLAIN = {'migration': (),
+         POSTCOPY: ('--postcopy', '--postcopy-after-precopy',
+                    '--bandwidth', '10'),
+         'multifd': ('--parallel',),
+         'tls': ('--tls',)}
+WITH_FILTERS = {'migration': ('--p2p',)}
+SAVED = re.compile('migration (from|to) this host: '
+                   r'((\d+) packets saved, .*)')
+
+WAYS = (Way('plain', flow=False, stock=True, plain=True),
+        Way('root', 'user = "root"\ngroup = "root"\n', stock=True),
         # As the manual says
         Way('capability', setup=f"""
             chgrp libvirt-qemu {libvirt.QEMU}
@@ -101,13 +128,16 @@ with socket.socket(fileno=int(sys.argv[3].removeprefix('--fd='))) as s:
 
 
 def qemu_commandline(arguments):
-    return ''.join(f"<qemu:arg value='{a}'/>" for a in arguments)
+    values = ''.join(f"<qemu:arg value='{a}'/>" for a in arguments)
+    return values and f'<qemu:commandline>{values}</qemu:commandline>'
 
 
 def domain(name, mac, bridge, arguments, boot=''):
     """XML.  ARGUMENTS: of QEMU, beside libvirt's own"""
+    namespace = (" xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
+                 if arguments else '')
     return f'''
-<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+<domain type='qemu'{namespace}>
   <name>{name}</name>
   <memory unit='MiB'>128</memory>
   <os><type arch='x86_64' machine='q35'>hvm</type>{boot}</os>
@@ -126,7 +156,7 @@ def domain(name, mac, bridge, arguments, boot=''):
     </serial>
     <memballoon model='none'/>
   </devices>
-  <qemu:commandline>{qemu_commandline(arguments)}</qemu:commandline>
+  {qemu_commandline(arguments)}
 </domain>
 '''
 
@@ -229,6 +259,16 @@ def capabilities(pid):
                 for s in ('Inh', 'Prm', 'Eff', 'Amb')})
 
 
+def privileges(way, pids):
+    """(whether they have none, figures)"""
+    users = {status(pid, 'Uid') for pid in pids}
+    seccomp = {status(pid, 'Seccomp') for pid in pids}
+    return ('0' not in users and not any(map(capabilities, pids)) and
+            seccomp == {'0' if NO_SANDBOX in way.conf else '2'},
+            f'uid {" ".join(users)}, effective capabilities '
+            f'{status(pids[0], "CapEff")}, seccomp mode {" ".join(seccomp)}')
+
+
 def fds(pid):
     return len(os.listdir(f'/proc/{pid}/fd'))
 
@@ -291,15 +331,8 @@ def check_flow(system, host, way):
     wait_connected(host, 'source')
     pids = {name: host.qemu(name) for name in arguments}
     if way.name != 'root':
-        users = {status(pid, 'Uid') for pid in pids.values()}
-        seccomp = {status(pid, 'Seccomp') for pid in pids.values()}
         yield (f'libvirt-{way.name}-has-no-privileges',
-               '0' not in users and
-               not any(map(capabilities, pids.values())) and
-               seccomp == {'0' if NO_SANDBOX in way.conf else '2'},
-               f'uid {" ".join(users)}, effective capabilities '
-               f'{status(pids["source"], "CapEff")}, seccomp mode '
-               f'{" ".join(seccomp)}')
+               *privileges(way, [pids['source'], pids['destination']]))
 
     sent = list(frames())
     counts = {name: fds(pid) for name, pid in pids.items()}
@@ -340,6 +373,9 @@ def manual_arguments():
 def migration_arguments(way):
     """What the manual has, with what its table says of this way.  Who runs
     listens for the next destination, which connects to it."""
+    if way.plain:
+        return []
+
     def filter_arguments(a):
         if way.sockets:
             return a + way.options
@@ -348,6 +384,75 @@ def migration_arguments(way):
 
     return [filter_arguments(a) if a.startswith('filter-redirector,') else a
             for a in manual_arguments()]
+
+
+def install_certificates(host):
+    """Where libvirt's default has them, for QEMU's user."""
+    directory = tls.certificates()
+    install = f'install -o {libvirt.USER} -m'
+    host.run('sh', '-ec', f"""
+        {install} 700 -d /etc/pki/qemu
+        {install} 600 -t /etc/pki/qemu {directory}/ca-cert.pem \
+            {directory}/server-*.pem {directory}/client-*.pem""")
+
+
+def why_not_postcopy():
+    """None where a QEMU of libvirt's user can do it, else the reason."""
+    sysctl = Path('/proc/sys/vm/unprivileged_userfaultfd')
+    if Path('/dev/userfaultfd').exists() or (
+            sysctl.exists() and int(sysctl.read_text())):
+        return None
+    return 'no /dev/userfaultfd here, and vm.unprivileged_userfaultfd is 0'
+
+
+def migrations(way):
+    """One after the other; the first from host a."""
+    if way.plain:
+        kinds, off = PLAIN, 'migrate_set_capability switchover-packets off'
+    else:
+        kinds, off = WITH_FILTERS, 'qom-set /objects/cap0 status off'
+    for kind, options in kinds.items():
+        if kind == POSTCOPY and why_not_postcopy():
+            continue
+        for text in 'there', 'back':
+            yield Migration(f'{kind}-{text}', options)
+    if way.stock:
+        yield Migration('migration-without-saving', kinds['migration'], off)
+
+
+class Said:
+    """What the QEMUs of the guest say on SOURCE and DESTINATION that they have
+    saved in a migration, which begins now."""
+
+    def __init__(self, source, destination):
+        self.sides = (source, 'from'), (destination, 'to')
+        self.before = [len(self.found(*side)) for side in self.sides]
+
+    def found(self, host, direction):
+        return [m for m in SAVED.finditer(host.messages('guest'))
+                if m[1] == direction]
+
+    def new(self):
+        """Of each side: what is new, as matches."""
+        return [self.found(*side)[before:]
+                for side, before in zip(self.sides, self.before)]
+
+    def wait(self):
+        """(whether the destination has saved some, figures)"""
+        # The guest has had more since then: it is a matter of a moment
+        patience = Patience(1, self.sides[0][0].system.progress)
+        while not all(new := self.new()) and not patience.over():
+            time.sleep(0.05)
+        return (all(len(n) == 1 for n in new) and int(new[1][0][3]) > 0,
+                ', '.join(f'{host.name}: '
+                          f'{"; ".join(m[2] for m in n) or "says nothing"}'
+                          for (host, _), n in zip(self.sides, new)))
+
+
+def postcopies(host):
+    """How many migrations from HOST have come to postcopy."""
+    return len(re.findall(r'changed state to postcopy-active$',
+                          host.log.read_text(errors='replace'), re.M))
 
 
 def guest_boot():
@@ -385,50 +490,76 @@ def check_migration(system, hosts, way, say):
         client.ask(f'wait sent {sent + int(seconds * c.rate)}', seconds + 20)
         guest.counters('status', 30)
 
-    begins = [client.counters('status')['clock']]
+    def clocks():
+        return [peer.counters('status', 30)['clock']
+                for peer in (client, guest)]
+
+    begins = [clocks()]
     traffic(1)
+    if way.plain:
+        yield (f'libvirt-{way.name}-has-no-privileges',
+               *privileges(way, [a.qemu('guest')]))
     if way.name == 'capability':
         yield ('libvirt-capability-is-all-there-is',
                capabilities(a.qemu('guest')) == CAP_NET_RAW and
                status(a.qemu('guest'), 'Seccomp') == '2',
                f'effective {status(a.qemu("guest"), "CapEff")}')
-    for source, destination, ours in ((a, b, True), (b, a, True),
-                                      (a, b, False))[:2 + way.stock]:
-        last = destination
-        if not ours:
-            source.hmp('guest', 'qom-set /objects/cap0 status off')
-        begins.append(client.counters('status')['clock'])
-        say(f'libvirt, {way.name}: from {source.name} to {destination.name}')
-        source.virsh('migrate', '--live', '--p2p', '--persistent',
+    done = list(migrations(way))
+    source, destination = a, b
+    for m in done:
+        if m.off:
+            source.hmp('guest', m.off)
+        begins.append(clocks())
+        said, before_it = Said(source, destination), postcopies(source)
+        say(f'libvirt, {way.name}: {m.name}')
+        source.virsh('migrate', '--live', *m.options, '--persistent',
                      '--undefinesource', 'guest', destination.uri,
                      '--migrateuri', f'tcp://{LINK_ADDRESS[destination.name]}')
         traffic(1)
+        if way.plain and m.off:
+            yield (f'libvirt-{way.name}-{m.name}-says-nothing',
+                   not any(said.new()), 'nothing in the logs')
+        elif way.plain:
+            yield (f'libvirt-{way.name}-{m.name}-saves-packets', *said.wait())
+        if m.name.startswith(POSTCOPY):
+            n = postcopies(source) - before_it
+            yield (f'libvirt-{way.name}-{m.name}-is-postcopy', n == 1,
+                   f'{n} times')
+        source, destination = destination, source
     client.ask('stop')
     at_guest = guest.counters('stop', 30)
     at_client = client.counters('status')
     records = {'to_guest': guest.records(), 'to_client': client.records()}
-    last.remove('guest')
+    source.remove('guest')
 
-    charged = count.charge(at_client['sent'], records['to_guest'], begins)
-    back = migrate.one_way(at_guest, at_client, records['to_client'])
-    damaged = (migrate.one_way(at_client, at_guest, records['to_guest'])
-               ['damaged'] + back['damaged'])
-    for row, text in zip(charged[1:], ('there', 'back')):
-        faults = row['duplicated'] + charged[0]['lost'] + damaged + back['lost']
-        if way.sockets:
+    ends = {'to_guest': (at_client, at_guest),
+            'to_client': (at_guest, at_client)}
+    damaged = sum(migrate.one_way(*ends[d], records[d])['damaged']
+                  for d in ends)
+    charged = [dict(zip(ends, rows)) for rows in zip(*(
+        count.charge(ends[d][0]['sent'], records[d], times)
+        for d, times in zip(ends, zip(*begins))))]
+    lost_before = sum(charged[0][d]['lost'] for d in ends)
+    for m, row in zip(done, charged[1:]):
+        there, back = row['to_guest'], row['to_client']
+        faults = lost_before + damaged + back['lost'] + sum(
+            row[d]['duplicated'] for d in ends)
+        if m.off:
+            what = 'loses-packets'
+            kept = there['lost'] > report.STOCK_LOSES
+        elif way.sockets:
             what = 'is-exact'
-            faults += row['lost'] + max(row['reordered'] - report.REORDERED, 0)
+            kept = not faults and not there['lost'] and all(
+                row[d]['reordered'] <= report.REORDERED for d in ends)
         else:
             what = f'loses-at-most-{FEW}'
-            faults += max(row['lost'] - FEW, 0)
-        yield (f'libvirt-{way.name}-migration-{text}-{what}', not faults,
-               f'{row["lost"]} lost, {row["duplicated"]} duplicated, '
-               f'{row["reordered"]} reordered to the guest; in all '
-               f'{back["lost"]} lost from it, {damaged} damaged')
-    if way.stock:
-        yield ('libvirt-migration-without-filter-loses-packets',
-               charged[3]['lost'] > report.STOCK_LOSES,
-               f'{charged[3]["lost"]} lost')
+            kept = not faults and there['lost'] <= FEW
+        yield (f'libvirt-{way.name}-{m.name}-{what}', kept,
+               report.faults(row, ('lost', 'duplicated', 'reordered')) +
+               f'; {lost_before} lost before the first, {damaged} damaged in '
+               'all')
+    if way.plain and (reason := why_not_postcopy()):
+        yield f'libvirt-{way.name}-{POSTCOPY}', None, reason
     left = '; '.join(filter(None, (host.left(before[host.name])
                                    for host in hosts)))
     yield (f'libvirt-{way.name}-migration-leaves-nothing', not left,
@@ -446,6 +577,8 @@ def check_way(way, logs, say):
                 host = Host(system, name, logs, way.conf)
                 hosts.append(host)
                 host.run('sh', '-ec', way.setup)
+                if way.plain:
+                    install_certificates(host)
             if way.flow:
                 results += check_flow(system, hosts[0], way)
             results += check_migration(system, hosts, way, say)

@@ -49,6 +49,7 @@ stdio_handler = "file"
 '''
 QEMU = '/usr/local/bin/qemu-system-x86_64'
 FILES = ('/etc/libvirt', '/run/libvirt', '/var/lib/libvirt')
+LOGS = '/var/log/libvirt/qemu'
 
 
 # -- libvirt's files ---------------------------------------------------------
@@ -153,7 +154,9 @@ def add_user():
 
 def open_device(path):
     """Let every user of this host use a device, as udev's rules have it.  Of a
-    /dev/kvm that QEMU may not open libvirt asks QEMU again and again."""
+    /dev/kvm that QEMU may not open libvirt asks QEMU again and again.
+    /dev/userfaultfd is for postcopy, in place of the sysctl
+    vm.unprivileged_userfaultfd that libvirt's package sets on the machine."""
     if os.path.exists(path):
         number = os.stat(path).st_rdev
         node = f'/run/{os.path.basename(path)}'
@@ -179,6 +182,7 @@ def prepare(root, conf=''):
     shutil.copy(products.qemu_binary(), QEMU)
     add_user()
     open_device('/dev/kvm')
+    open_device('/dev/userfaultfd')
     Path('/etc/libvirt/qemu.conf').write_text(CONTAINER + conf)
     subprocess.run(['ip', 'link', 'set', 'lo', 'up'], check=True)
 
@@ -207,7 +211,9 @@ def serve(name, sockets, conf, address, peer):
     Path('/run/libvirt').mkdir()
     Path('/run/libvirt/libvirt-sock').symlink_to(f'{sockets}/libvirt-sock')
     Path('/etc/libvirt/libvirtd.conf').write_text(
-        f'unix_sock_dir = "{sockets}"\nlog_outputs = "3:stderr"\n')
+        f'unix_sock_dir = "{sockets}"\nlog_outputs = "1:stderr"\n'
+        # Also the states of a migration
+        'log_filters = "1:qemu.qemu_process 3:*"\n')
     run_libvirtd()
 
 
@@ -239,13 +245,14 @@ class Host:
         self.system, self.name, self.logs = system, name, Path(logs)
         self.sockets = Path(system.tmp) / name
         self.sockets.mkdir()
+        self.log = self.logs / f'libvirt-{name}.log'
         self.child = system.start(
             f'libvirt on host {name}', name,
             ['unshare', '--mount', '--uts', '--pid', '--fork', '--kill-child',
              '--mount-proc', sys.executable, str(ROOT / 'lab' / 'libvirt'),
              '--host', name, str(self.sockets), conf, LINK_ADDRESS[name],
              LINK_ADDRESS['b' if name == 'a' else 'a']],
-            str(self.logs / f'libvirt-{name}.log'))
+            str(self.log))
         self.uri = f'qemu+unix:///system?socket={self.sockets}/libvirt-sock'
         self.init = None
         patience = Patience(30, self.child.progress)
@@ -357,10 +364,18 @@ class Host:
             differences += [f'{kind}: {item}' for item in more]
         return '; '.join(differences)
 
+    def logs_here(self):
+        """The directory with the messages and consoles of all domains."""
+        return Path(f'/proc/{self.init}/root{LOGS}')
+
+    def messages(self, domain):
+        """Of all its QEMUs that have run on this host."""
+        path = self.logs_here() / f'{domain}.log'
+        return path.read_text(errors='replace') if path.exists() else ''
+
     def save_logs(self):
         """Keep the messages and consoles of all domains."""
         if not self.init:
             return
-        for path in Path(f'/proc/{self.init}/root/var/log/libvirt/qemu'
-                         ).glob('*.log'):
+        for path in self.logs_here().glob('*.log'):
             shutil.copy(path, self.logs / f'libvirt-{self.name}-{path.name}')

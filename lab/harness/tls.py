@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TLS for the connection of the two filters: certificates, QEMU's arguments,
-and a look at what is on the wire.
+"""TLS: certificates, also for libvirt; for the connection of the two filters
+QEMU's arguments, and a look at what is on the wire.
 
-An authority of our own signs one certificate for host a, which listens, and one
-for host b, which connects; each QEMU verifies the other.
+An authority of our own signs one certificate for who listens, on either host,
+and one for who connects; each QEMU verifies the other.
 """
 import re
 import time
@@ -15,14 +15,20 @@ from .system import LINK_ADDRESS
 
 STREAM = b'LABD'                # begins each packet of guest/stream.c
 LEAST = 8000                    # bytes of a capture; half are the handshake
-ENDS = {'server': ('a', 'tls_www_server'), 'client': ('b', 'tls_www_client')}
+ENDS = ('server', 'client')
 
 
 def certificates():
     """The directory with those of both ends; made if missing."""
     out = products.directory().resolve() / 'tls'
+    addresses = ''.join(f'ip_address = "{address}"\n'
+                        for address in LINK_ADDRESS.values())
+    templates = {'ca': 'cn = "the lab"\nca\ncert_signing_key\n',
+                 **{end: f'cn = "{end}"\nsigning_key\ntls_www_{end}\n'
+                         f'{addresses}' for end in ENDS}}
     done = out / 'done'
-    if done.exists() and done.stat().st_mtime > time.time() - 86400:
+    if (done.exists() and done.read_text() == ''.join(templates.values()) and
+            done.stat().st_mtime > time.time() - 86400):
         return out
     out.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
@@ -31,23 +37,19 @@ def certificates():
         products.run('certtool', *arguments, cwd=out,
                      way_out='(package gnutls-bin)')
 
-    def template(name, text):
-        (out / f'{name}.cfg').write_text(f'{text}\nexpiration_days = 3\n')
-
-    template('ca', 'cn = "the lab"\nca\ncert_signing_key')
+    for name, text in templates.items():
+        (out / f'{name}.cfg').write_text(f'{text}expiration_days = 3\n')
     certtool('--generate-privkey', '--key-type=ecdsa', '--outfile=ca-key.pem')
     certtool('--generate-self-signed', '--load-privkey=ca-key.pem',
              '--template=ca.cfg', '--outfile=ca-cert.pem')
-    for end, (host, purpose) in ENDS.items():
-        template(end, f'cn = "host {host}"\nsigning_key\n{purpose}\n'
-                      f'ip_address = "{LINK_ADDRESS[host]}"')
+    for end in ENDS:
         certtool('--generate-privkey', '--key-type=ecdsa',
                  f'--outfile={end}-key.pem')
         certtool('--generate-certificate', f'--load-privkey={end}-key.pem',
                  '--load-ca-certificate=ca-cert.pem',
                  '--load-ca-privkey=ca-key.pem', f'--template={end}.cfg',
                  f'--outfile={end}-cert.pem')
-    done.touch()
+    done.write_text(''.join(templates.values()))
     return out
 
 

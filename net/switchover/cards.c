@@ -409,6 +409,11 @@ size_t switchover_get_frames(uint8_t *buf, size_t len, bool all)
     return switchover_link_take(outgoing, buf, len);
 }
 
+bool switchover_cards_connected(void)
+{
+    return outgoing && switchover_link_is_connected(outgoing);
+}
+
 void switchover_state_sent(QEMUFile *f)
 {
     if (outgoing && outgoing_told) {
@@ -537,16 +542,17 @@ int switchover_load_frames(QEMUFile *f, size_t len)
 {
     g_autofree uint8_t *buf = g_malloc(len);
 
-    if (qemu_get_buffer(f, buf, len) != len || !incoming ||
-        !switchover_link_give(incoming, buf, len)) {
-        error_report("packets of a network card without a card, or too many "
-                     "of them");
+    if (qemu_get_buffer(f, buf, len) != len || !incoming) {
+        error_report("packets of a network card without a card");
         return -EINVAL;
     }
     if (bql_locked()) {
         switchover_link_use_messages(incoming, tell);
         switchover_link_connect(incoming);
-        switchover_link_handle(incoming);
+        switchover_link_load(incoming, buf, len);
+    } else if (!switchover_link_give(incoming, buf, len)) {
+        error_report("too many packets of a network card");
+        return -EINVAL;
     }
     return 0;
 }

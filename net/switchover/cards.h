@@ -18,6 +18,9 @@
  */
 void switchover_cards_give_way(NetClientState *netdev);
 
+/* Is there a destination that is sent the packets of cards?  BQL. */
+bool switchover_cards_connected(void);
+
 /* Packets of a card are saved from now on, or are for this VM again.  BQL. */
 void switchover_cards_changed(void);
 

@@ -940,9 +940,14 @@ void switchover_wait(void)
 static void switchover_shutdown(Notifier *notifier, void *data)
 {
     SwitchoverWait w = switchover_wait_begin();
+    Switchover *sw;
 
+    /*
+     * The destination may know before us that it has everything, and libvirt
+     * then ends this process
+     */
     if (!runstate_check(RUN_STATE_POSTMIGRATE) &&
-        !runstate_check(RUN_STATE_SHUTDOWN)) {
+        !runstate_check(RUN_STATE_SHUTDOWN) && !switchover_cards_connected()) {
         return;
     }
     while (switchover_waits(&w, true)) {
@@ -953,6 +958,12 @@ static void switchover_shutdown(Notifier *notifier, void *data)
         g_usleep(500);
         bql_lock();
     }
+    QTAILQ_FOREACH(sw, &switchovers, next) {
+        if (sw->begun) {
+            switchover_source_completed(sw->source);
+        }
+    }
+    switchover_cards_acknowledged();
     trace_switchover_linger(w.now - w.begin);
 }
 

@@ -396,6 +396,15 @@ void switchover_link_handle(SwitchoverLink *link)
     link_bh(link);
 }
 
+void switchover_link_load(SwitchoverLink *link, const uint8_t *buf, size_t len)
+{
+    g_byte_array_append(link->in, buf, len);
+    if (!link_handle(link)) {
+        link_disconnect(link);
+    }
+    link_flush(link);
+}
+
 static gboolean link_readable(QIOChannel *ioc, GIOCondition cond,
                               gpointer opaque);
 
@@ -693,6 +702,11 @@ SwitchoverTransport *switchover_link_add(SwitchoverLink *link,
 void switchover_link_skip(SwitchoverLink *link)
 {
     link_add(link, NULL);
+}
+
+bool switchover_link_is_connected(SwitchoverLink *link)
+{
+    return link->connected;
 }
 
 unsigned switchover_link_cards(SwitchoverLink *link)

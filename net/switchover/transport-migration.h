@@ -62,6 +62,9 @@ void switchover_link_skip(SwitchoverLink *link);
  */
 bool switchover_link_is_possible(QIOChannel *ioc);
 
+/* Have its cards a peer?  BQL. */
+bool switchover_link_is_connected(SwitchoverLink *link);
+
 /* Returns: how many cards it has, skipped ones included.  BQL. */
 unsigned switchover_link_cards(SwitchoverLink *link);
 
@@ -130,6 +133,14 @@ bool switchover_link_give(SwitchoverLink *link, const uint8_t *buf, size_t len);
 
 /* Handle that now.  BQL. */
 void switchover_link_handle(SwitchoverLink *link);
+
+/*
+ * At the destination: handle bytes that the main thread has loaded.  In
+ * postcopy these are of the package with the VM's state, and the listen thread
+ * gives what comes behind it, maybe before it is loaded: that waits for the BH.
+ * BQL.
+ */
+void switchover_link_load(SwitchoverLink *link, const uint8_t *buf, size_t len);
 
 /*
  * In postcopy: the connection has broken; there is another one, by @ioc at the
