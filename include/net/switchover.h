@@ -62,6 +62,14 @@ uint32_t switchover_ping(QEMUFile *f, uint32_t value);
 void switchover_pong(uint32_t value);
 
 /**
+ * switchover_is_answered:
+ *
+ * Returns: whether it is known if the destination takes packets.  Before that
+ *     the VM is not to be stopped for its migration.  Any thread.
+ */
+bool switchover_is_answered(void);
+
+/**
  * switchover_answer:
  * @f: the migration's stream
  * @value: of PING
@@ -181,6 +189,11 @@ static inline uint32_t switchover_ping(QEMUFile *f, uint32_t value)
 
 static inline void switchover_pong(uint32_t value)
 {
+}
+
+static inline bool switchover_is_answered(void)
+{
+    return true;
 }
 
 static inline uint32_t switchover_answer(QEMUFile *f, uint32_t value)

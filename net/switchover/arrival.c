@@ -226,6 +226,10 @@ static void arrival_hello(SwitchoverArrival *a)
     switchover_transport_control(a->t, a->paused ? SWITCHOVER_HELLO_PAUSED :
                                  SWITCHOVER_HELLO,
                                  a->control ? a->base + a->theirs.tail : 0);
+    if (a->phase >= PHASE_BARRIER) {
+        /* It may not have come by an earlier connection */
+        switchover_transport_control(a->t, SWITCHOVER_ANNOUNCED, 0);
+    }
 }
 
 static void arrival_start(SwitchoverArrival *a, uint64_t number)

@@ -73,6 +73,7 @@ static QTAILQ_HEAD(, SwitchoverCard) cards = QTAILQ_HEAD_INITIALIZER(cards);
 
 static SwitchoverTellSource *tell;
 static SwitchoverLink *outgoing;        /* of a migration from here */
+static bool outgoing_asks;              /* it is to answer PING; atomic */
 static bool outgoing_told;              /* its destination waits for frames */
 static SwitchoverLink *incoming;        /* and of one to here */
 static bool outgoing_begun;             /* packets were saved in it */
@@ -334,6 +335,7 @@ static void outgoing_begin(void)
     SwitchoverCard *card;
 
     g_clear_pointer(&outgoing, switchover_link_free);
+    qatomic_set(&outgoing_asks, false);
     outgoing_told = outgoing_begun = outgoing_unreported = false;
     QTAILQ_FOREACH(card, &cards, next) {
         card->sends = false;
@@ -346,8 +348,11 @@ static void outgoing_begin(void)
 
 uint32_t switchover_ping(QEMUFile *f, uint32_t value)
 {
-    return outgoing && switchover_link_is_possible(qemu_file_get_ioc(f)) ?
-           PING_MARK | value : value;
+    bool asks = outgoing && switchover_link_cards(outgoing) &&
+                switchover_link_is_possible(qemu_file_get_ioc(f));
+
+    qatomic_set(&outgoing_asks, asks);
+    return asks ? PING_MARK | value : value;
 }
 
 void switchover_pong(uint32_t value)
@@ -356,6 +361,13 @@ void switchover_pong(uint32_t value)
         trace_switchover_pong(value);
         switchover_link_set_heard(outgoing);
     }
+    /* QEMU without this answers, too */
+    qatomic_store_release(&outgoing_asks, false);
+}
+
+bool switchover_is_answered(void)
+{
+    return !qatomic_load_acquire(&outgoing_asks);
 }
 
 static SwitchoverCard *outgoing_card(unsigned number)
@@ -573,7 +585,8 @@ bool switchover_keep_channel(QEMUFile *f, bool ended)
     SwitchoverLink **link;
 
     if (incoming && bql_locked()) {
-        /* The connection may be another one */
+        /* The connection may be another one; the return path has ended */
+        switchover_link_use_messages(incoming, NULL);
         switchover_link_handle(incoming);
     }
     link = switchover_link_has(outgoing, ioc) ? &outgoing :

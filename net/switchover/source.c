@@ -252,7 +252,8 @@ static bool source_can_send(SwitchoverSource *src)
     /* One that goes on for another is to say HELLO, and what it has */
     return (src->sending || src->plain_rest) && src->t->connected &&
            !src->broken && (src->control ||
-                            (!src->spoken && !source_awaits_hello(src)));
+                            (!src->t->introduced && !src->spoken &&
+                             !source_awaits_hello(src)));
 }
 
 /* Is there anything that was not sent? */
@@ -288,6 +289,7 @@ static bool source_send(SwitchoverSource *src)
     ssize_t n = 1;
 
     while (source_can_send(src) && written < TURN_BYTES &&
+           (n = switchover_transport_flush(src->t)) > 0 &&
            source_has_unsent(src) && (n = source_write(src)) > 0) {
         written += n;
     }

@@ -556,15 +556,20 @@ size_t switchover_link_take(SwitchoverLink *link, uint8_t *buf, size_t len)
 }
 
 /* What was not taken for a command comes first */
-static ssize_t link_write_rest(SwitchoverLink *link)
+static int transport_flush(SwitchoverTransport *t)
 {
-    ssize_t n = qio_channel_write(link->ioc, (const char *)link->out->data,
-                                  link->out->len, NULL);
+    SwitchoverLink *link = transport_migration(t)->link;
+    ssize_t n;
 
+    if (!link || !t->ioc || !link->out->len) {
+        return 1;
+    }
+    n = qio_channel_write(t->ioc, (const char *)link->out->data,
+                          link->out->len, NULL);
     if (n > 0) {
         g_byte_array_remove_range(link->out, 0, n);
     }
-    return n >= 0 || n == QIO_CHANNEL_ERR_BLOCK ? 0 : -1;
+    return n < 0 && n != QIO_CHANNEL_ERR_BLOCK ? -1 : !link->out->len;
 }
 
 static ssize_t transport_write(SwitchoverTransport *t, const uint8_t *buf,
@@ -580,9 +585,6 @@ static ssize_t transport_write(SwitchoverTransport *t, const uint8_t *buf,
     }
     if (!t->ioc) {
         return link_write_out(link, m->card, buf, len);
-    }
-    if (link->out->len) {
-        return link_write_rest(link);
     }
     if (link->rest && link->writer != m) {
         return 0;
@@ -684,6 +686,7 @@ SwitchoverTransport *switchover_link_add(SwitchoverLink *link,
         .is_possible = transport_is_possible,
         .update_channel = transport_update_channel,
         .control = transport_control,
+        .flush = transport_flush,
         .write = transport_write,
         .accept_input = transport_accept_input,
         .read_now = transport_read_now,

@@ -134,6 +134,11 @@ void switchover_transport_update_channel(SwitchoverTransport *t)
     }
 }
 
+int switchover_transport_flush(SwitchoverTransport *t)
+{
+    return t->kind->flush ? t->kind->flush(t) : 1;
+}
+
 ssize_t switchover_transport_write(SwitchoverTransport *t, const uint8_t *buf,
                                    size_t len)
 {

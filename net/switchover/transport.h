@@ -33,6 +33,7 @@ typedef struct SwitchoverTransportKind {
     bool (*is_possible)(SwitchoverTransport *t);
     void (*update_channel)(SwitchoverTransport *t);
     void (*control)(SwitchoverTransport *t, const uint8_t *buf, size_t len);
+    int (*flush)(SwitchoverTransport *t);
     ssize_t (*write)(SwitchoverTransport *t, const uint8_t *buf, size_t len);
     guint (*add_watch)(SwitchoverTransport *t, FEWatchFunc func, void *opaque);
     void (*accept_input)(SwitchoverTransport *t);
@@ -112,6 +113,17 @@ void switchover_transport_update_channel(SwitchoverTransport *t);
  */
 void switchover_transport_control(SwitchoverTransport *t,
                                   SwitchoverMessageType type, uint64_t value);
+
+/**
+ * switchover_transport_flush:
+ * @t: the transport
+ *
+ * To be called before switchover_transport_write(), and as that.
+ *
+ * Returns: 1 if nothing waits to be written that came from there; 0 if the peer
+ *     takes nothing now; -1 if the connection is broken
+ */
+int switchover_transport_flush(SwitchoverTransport *t);
 
 /**
  * switchover_transport_write:

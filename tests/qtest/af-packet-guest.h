@@ -30,6 +30,9 @@
  */
 #define GUEST_RX_BUFFERS 256
 
+/* The machine type, "pc" unless a test changes it */
+extern const char *guest_machine;
+
 /* Pairs of queues, at most */
 #define GUEST_PAIRS_MAX 8
 

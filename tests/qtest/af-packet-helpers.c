@@ -680,6 +680,27 @@ void host_init(void)
 
 /* QEMU */
 
+/* Two of the same kind would understand each other whatever they say */
+static void assert_peer_is_stock(void)
+{
+    g_autofree char *line = g_strdup_printf("%s -object filter-redirector,help",
+                                            getenv(QEMU_PEER));
+    g_autofree char *help = NULL;
+
+    g_assert_true(g_spawn_command_line_sync(line, &help, NULL, NULL, NULL));
+    g_assert_nonnull(strstr(help, "indev="));
+    g_assert_null(strstr(help, "in_netdev="));
+}
+
+const char *why_no_peer(void)
+{
+    if (!getenv(QEMU_PEER)) {
+        return QEMU_PEER " does not name the other QEMU";
+    }
+    assert_peer_is_stock();
+    return NULL;
+}
+
 void socket_pair(int *fd)
 {
     g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM, 0, fd), ==, 0);
@@ -1001,6 +1022,23 @@ void migrate_capability(Env *e, const char *name)
     qtest_qmp_assert_success(e->qts, "{ 'execute':"
         " 'migrate-set-capabilities', 'arguments': { 'capabilities': ["
         " { 'capability': %s, 'state': true } ] } }", name);
+}
+
+bool migrate_can_postcopy(Env *e)
+{
+    QDict *resp = qtest_qmp(e->qts, "{ 'execute':"
+        " 'migrate-set-capabilities', 'arguments': { 'capabilities': ["
+        " { 'capability': 'postcopy-ram', 'state': true } ] } }");
+    bool can = qdict_haskey(resp, "return");
+
+    if (can) {
+        qobject_unref(resp);
+    } else {
+        g_autofree char *desc = error_desc(resp);
+
+        g_test_skip(desc);
+    }
+    return can;
 }
 
 void migrate_pause(Env *e)

@@ -192,6 +192,16 @@ typedef struct Env {
  */
 extern const char *qemu_binary_var;
 
+/*
+ * The variable with the binary of another QEMU, one without this feature, and
+ * a machine type that both have, and that means the same to both
+ */
+#define QEMU_PEER "QTEST_QEMU_BINARY_PEER"
+#define QEMU_PEER_MACHINE "pc-i440fx-10.0"
+
+/* Why there is no such QEMU, or NULL if there is one */
+const char *why_no_peer(void);
+
 /* For a filter that is about the frames of a stopped VM */
 #define ONLY_STOPPED ",enable_when_running=off,enable_when_stopped=on"
 
@@ -253,8 +263,14 @@ void assert_silent(Env *e, int fd);
 /* QEMU stops as it is, and the kernel does not; or it goes on */
 void vm_stall(Env *e, bool stall);
 
-/* Outgoing migrations; with a pause, migrate_continue() is to follow */
 void migrate_capability(Env *e, const char *name);
+/*
+ * And postcopy-ram.  What the host has for it is not known before QEMU has
+ * tried: if it cannot be had, the test is skipped.
+ */
+bool migrate_can_postcopy(Env *e);
+
+/* Outgoing migrations; with a pause, migrate_continue() is to follow */
 void migrate_pause(Env *e);
 void migration_start(Env *e, const char *uri);
 void migrate_continue(Env *e);

@@ -1,5 +1,5 @@
 /*
- * QTest testcase for filters and migrations with another QEMU at the other end
+ * QTest testcase for filters with another QEMU at the other end
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -8,7 +8,7 @@
  * The other QEMU is one without this feature, older or newer:
  * QTEST_QEMU_BINARY_PEER names its binary.  The messages between the two have
  * had the same format for long, and both must find in them what the other has
- * put there.
+ * put there.  Migrations between the two are in switchover-peers-test.c.
  *
  *   capture   host -> TAP -> in_netdev -> peer's filter-redirector -> its
  *             guest, or its network
@@ -17,9 +17,8 @@
  *             out_netdev -> TAP -> guest
  *   compare   host -> TAP -> two filters of one QEMU -> colo-compare of the
  *             other -> a filter of the first -> guest; in both directions
- *   migrate   a VM without filters, from one to the other; in both directions
  *
- * All but migrate with vnet headers between the two, and without.  Where the
+ * All with vnet headers between the two, and without.  Where the
  * peer has vnet headers, it has a virtio-net NIC, without a driver.
  *
  * What is sent leaves a checksum, or the segmentation, to be done.  Without
@@ -40,11 +39,6 @@
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
 #include "qemu/units.h"
-
-#define PEER "QTEST_QEMU_BINARY_PEER"
-
-/* Both have it, and it means the same to both */
-#define MACHINE "pc-i440fx-10.0"
 
 #define OFFLOADS (TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)
 
@@ -220,7 +214,7 @@ static void start(Env *e, const char *binary_var, const char *const *names,
         tap_open(&e->tap[i], names[i]);
     }
     qemu_binary_var = binary_var;
-    env_start_full(e, taps, !nic, nic ? MACHINE : "none", all);
+    env_start_full(e, taps, !nic, nic ? QEMU_PEER_MACHINE : "none", all);
     qemu_binary_var = NULL;
     for (int i = 0; i < taps; i++) {
         host_has_offloads(&e->tap[i]);
@@ -239,7 +233,7 @@ static void start_peer(Env *e, bool nic, const char *options)
 {
     static const char *const names[] = { "qpeer0" };
 
-    start(e, PEER, names, 1, nic, options);
+    start(e, QEMU_PEER, names, 1, nic, options);
 }
 
 /* A stopped VM: QEMU takes one frame, and from then on the test can read */
@@ -476,139 +470,7 @@ static void test_compare_ours(const void *opaque)
 }
 
 
-/* Migrations, without filters */
-
-typedef struct Migration {
-    const char *name;
-    const char *caps[2];        /* of both */
-} Migration;
-
-static const Migration migrations[] = {
-    { "no-return-path" },
-    { "return-path", { "return-path" } },
-    { "switchover-ack", { "return-path", "switchover-ack" } },
-    { "multifd", { "return-path", "multifd" } },
-    { "postcopy", { "postcopy-ram" } },
-    { "preempt", { "postcopy-ram", "postcopy-preempt" } },
-};
-
-/* Memory that is not zero, so that there is something to do */
-#define RAM_BEGIN (1 * MiB)
-#define RAM_SIZE (8 * MiB)
-
-static bool is_postcopy(const Migration *m)
-{
-    return m->caps[0] && g_str_equal(m->caps[0], "postcopy-ram");
-}
-
-/* What the host has for userfaultfd is not known before QEMU has tried */
-static bool can_postcopy(Env *e)
-{
-    QDict *resp = qtest_qmp(e->qts, "{ 'execute':"
-        " 'migrate-set-capabilities', 'arguments': { 'capabilities': ["
-        " { 'capability': 'postcopy-ram', 'state': true } ] } }");
-    bool can = qdict_haskey(resp, "return");
-
-    if (can) {
-        qobject_unref(resp);
-    } else {
-        g_autofree char *desc = error_desc(resp);
-
-        g_test_skip(desc);
-    }
-    return can;
-}
-
-static void set_capabilities(Env *e, const Migration *m)
-{
-    for (int i = 0; i < ARRAY_SIZE(m->caps) && m->caps[i]; i++) {
-        migrate_capability(e, m->caps[i]);
-    }
-}
-
-static void assert_migrated(const Migration *m, Env *from, Env *to)
-{
-    QDict *resp = qtest_qmp_assert_success_ref(from->qts, "{ 'execute':"
-                                               " 'query-migrate' }");
-    QDict *ram = qdict_get_qdict(resp, "ram");
-
-    g_assert_cmpint(qdict_get_int(ram, "multifd-bytes") >= RAM_SIZE, ==,
-                    g_str_equal(m->name, "multifd"));
-    g_assert_cmpint(qdict_get_int(ram, "postcopy-bytes") > 0, ==,
-                    is_postcopy(m));
-    qobject_unref(resp);
-    for (uint64_t at = RAM_BEGIN; at < RAM_BEGIN + RAM_SIZE; at += 4 * KiB) {
-        g_assert_cmphex(qtest_readb(to->qts, at), ==, 0x5a);
-    }
-    resp = qtest_qmp_assert_success_ref(to->qts, "{ 'execute':"
-                                        " 'query-status' }");
-    g_assert_cmpstr(qdict_get_str(resp, "status"), ==, "running");
-    qobject_unref(resp);
-}
-
-static void migrate(const Migration *m, Env *from, Env *to)
-{
-    g_autofree char *uri = g_strdup_printf("unix:%s/migration", tmpdir);
-
-    if (!is_postcopy(m) || (can_postcopy(from) && can_postcopy(to))) {
-        set_capabilities(from, m);
-        set_capabilities(to, m);
-        qtest_qmp_assert_success(to->qts, "{ 'execute': 'migrate-incoming',"
-                                 " 'arguments': { 'uri': %s } }", uri);
-        qtest_memset(from->qts, RAM_BEGIN, 0x5a, RAM_SIZE);
-        if (is_postcopy(m)) {
-            /* It does not get done before postcopy begins */
-            qtest_qmp_assert_success(from->qts, "{ 'execute':"
-                " 'migrate-set-parameters', 'arguments':"
-                " { 'max-bandwidth': 65536 } }");
-        }
-        migration_start(from, uri);
-        if (is_postcopy(m)) {
-            wait_migration(from, "active");
-            qtest_qmp_assert_success(from->qts, "{ 'execute':"
-                                     " 'migrate-start-postcopy' }");
-        }
-        wait_migration(from, "completed");
-        wait_migration(to, "completed");
-        assert_migrated(m, from, to);
-        unlink(strchr(uri, ':') + 1);
-    }
-    env_stop(from);
-    env_stop(to);
-}
-
-static void test_migrate_to_peer(const void *opaque)
-{
-    Env ours, peer;
-
-    start_ours(&ours, 1, true, "");
-    start_peer(&peer, true, "-incoming defer");
-    migrate(opaque, &ours, &peer);
-}
-
-static void test_migrate_from_peer(const void *opaque)
-{
-    Env ours, peer;
-
-    start_ours(&ours, 1, true, "-incoming defer");
-    start_peer(&peer, true, "");
-    migrate(opaque, &peer, &ours);
-}
-
-
-static char *no_peer;
-
-/* Two of the same kind would understand each other whatever they say */
-static void assert_peer_is_stock(void)
-{
-    g_autofree char *line = g_strdup_printf("%s -object filter-redirector,help",
-                                            getenv(PEER));
-    g_autofree char *help = NULL;
-
-    g_assert_true(g_spawn_command_line_sync(line, &help, NULL, NULL, NULL));
-    g_assert_nonnull(strstr(help, "indev="));
-    g_assert_null(strstr(help, "in_netdev="));
-}
+static const char *no_peer;
 
 static void skip(const void *opaque)
 {
@@ -638,11 +500,7 @@ int main(int argc, char **argv)
     tmpdir = g_dir_make_tmp("af-packet-test.XXXXXX", NULL);
     g_assert_nonnull(tmpdir);
     host_init();
-    if (!getenv(PEER)) {
-        no_peer = g_strdup(PEER " does not name the other QEMU");
-    } else {
-        assert_peer_is_stock();
-    }
+    no_peer = why_no_peer();
 
     add_test("capture", test_capture);
     add_test("chain/mirror", test_chain_mirror);
@@ -651,18 +509,11 @@ int main(int argc, char **argv)
     add_test("inject/redirector", test_inject_redirector);
     add_test("compare/peer", test_compare_peer);
     add_test("compare/ours", test_compare_ours);
-    for (int i = 0; i < ARRAY_SIZE(migrations); i++) {
-        const Migration *m = &migrations[i];
-
-        add_case("migrate/to-peer", m->name, m, test_migrate_to_peer);
-        add_case("migrate/from-peer", m->name, m, test_migrate_from_peer);
-    }
 
     ret = g_test_run();
 
     g_rmdir(tmpdir);
     g_free(tmpdir);
     g_free(no_host);
-    g_free(no_peer);
     return ret;
 }

@@ -175,7 +175,7 @@ static bool pair_write(Pair *p)
         size_t left = card->sent->len - card->written;
         ssize_t n;
 
-        if (left) {
+        if (left && switchover_transport_flush(card->from) > 0) {
             n = switchover_transport_write(card->from, card->sent->data +
                                            card->written, left);
             g_assert_cmpint(n, >=, 0);
