@@ -97,7 +97,7 @@ def conclusion(results, c, pictures):
         str(results[mode]['conditions']['rate']) for mode in NAMES))
     lines = [
         ('Packets to the guest', f'stock QEMU {lost["stock"]}, '
-                                 f'with filter-redirector {lost["ours"]}'),
+                                 f'this one {lost["ours"]}'),
         ('Conditions', f'{rates} packets/s, ' +
                        (f'{c.burst} more while the VM is stopped, '
                         if c.burst else '') + f'txqueuelen {c.txqueuelen}, '
@@ -114,7 +114,7 @@ def conclusion(results, c, pictures):
 # Told apart by colour-blind readers, too: what was lost has another shape.
 BLUE, RED, GREY, SHADE = '#1f6fb4', '#d1342f', '#9a9aa5', '#e9e9ee'
 INK = '#333333'
-NAMES = {'stock': 'Stock QEMU', 'ours': 'With filter-redirector'}
+NAMES = {'stock': 'Stock QEMU', 'ours': 'This QEMU'}
 
 
 def data_block(name, points):
