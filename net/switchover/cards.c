@@ -572,11 +572,6 @@ int switchover_load_frames(QEMUFile *f, size_t len)
 
 /* Both */
 
-static void link_end(SwitchoverLink **link)
-{
-    g_clear_pointer(link, switchover_link_free);
-}
-
 bool switchover_keep_channel(QEMUFile *f, bool ended)
 {
     QIOChannel *ioc = qemu_file_get_ioc(f);
@@ -595,7 +590,7 @@ bool switchover_keep_channel(QEMUFile *f, bool ended)
         return false;
     }
     if (ended) {
-        link_end(link);
+        g_clear_pointer(link, switchover_link_free);
         return false;
     }
     ahead = g_byte_array_new();
@@ -636,11 +631,11 @@ static int cards_migration(NotifierWithReturn *notifier, MigrationEvent *event,
         outgoing_begin();
         break;
     case MIG_EVENT_PRECOPY_FAILED:
-        link_end(&outgoing);
+        g_clear_pointer(&outgoing, switchover_link_free);
         break;
     case MIG_EVENT_PRECOPY_DONE:
         if (!outgoing_told) {
-            link_end(&outgoing);
+            g_clear_pointer(&outgoing, switchover_link_free);
         }
         break;
     default:

@@ -269,7 +269,7 @@ static void switchover_take_queued(Switchover *sw)
     }
 }
 
-static void switchover_add_port(Switchover *sw)
+void switchover_prepare(Switchover *sw)
 {
     if (!sw->has_port) {
         switchover_port_add(&sw->port);
@@ -302,7 +302,7 @@ static void switchover_take(Switchover *sw)
     switchover_threads_resume();
     switchover_sweep(sw);
     switchover_set_reading(sw, sw->has_fds);
-    switchover_add_port(sw);
+    switchover_prepare(sw);
 }
 
 static void switchover_remove_port(Switchover *sw)
@@ -801,11 +801,6 @@ static void switchover_vm_after(void *opaque, bool running, RunState state)
             switchover_take_queued(sw);
         }
     }
-}
-
-void switchover_prepare(Switchover *sw)
-{
-    switchover_add_port(sw);
 }
 
 static int switchover_migration(NotifierWithReturn *notifier,

@@ -169,7 +169,8 @@ void switchover_begin(Switchover *sw);
  * switchover_prepare:
  * @sw: the switchover of a VM whose migration begins
  *
- * Start the threads, which is not to be done while the VM is stopped.
+ * Start the threads, if they do not run for it yet: best not while the VM is
+ * stopped.
  */
 void switchover_prepare(Switchover *sw);
 

@@ -144,6 +144,19 @@ static void link_close(SwitchoverLink *link)
     }
 }
 
+static void link_set_connected(SwitchoverLink *link, bool connected)
+{
+    link->connected = connected;
+    trace_switchover_link(link, link->source, connected);
+    for (unsigned i = 0; i < link->cards->len; i++) {
+        TransportMigration *m = g_ptr_array_index(link->cards, i);
+
+        if (m) {
+            switchover_transport_set_connected(&m->t, connected);
+        }
+    }
+}
+
 /* The peer is gone, or out of step */
 static void link_disconnect(SwitchoverLink *link)
 {
@@ -152,15 +165,7 @@ static void link_disconnect(SwitchoverLink *link)
     if (!link->connected) {
         return;
     }
-    link->connected = false;
-    trace_switchover_link(link, link->source, false);
-    for (unsigned i = 0; i < link->cards->len; i++) {
-        TransportMigration *m = g_ptr_array_index(link->cards, i);
-
-        if (m) {
-            switchover_transport_set_connected(&m->t, false);
-        }
-    }
+    link_set_connected(link, false);
     if (link->own) {
         link_close(link);
     }
@@ -191,19 +196,10 @@ static void link_flush(SwitchoverLink *link);
 
 void switchover_link_connect(SwitchoverLink *link)
 {
-    if (link->connected) {
-        return;
+    if (!link->connected) {
+        link_set_connected(link, true);
+        link_flush(link);
     }
-    link->connected = true;
-    trace_switchover_link(link, link->source, true);
-    for (unsigned i = 0; i < link->cards->len; i++) {
-        TransportMigration *m = g_ptr_array_index(link->cards, i);
-
-        if (m) {
-            switchover_transport_set_connected(&m->t, true);
-        }
-    }
-    link_flush(link);
 }
 
 static void link_put(SwitchoverLink *link, unsigned card, const uint8_t *buf,
@@ -636,7 +632,7 @@ static bool transport_is_possible(SwitchoverTransport *t)
 {
     SwitchoverLink *link = transport_migration(t)->link;
 
-    return link && qatomic_read(&link->heard);
+    return link && switchover_link_is_heard(link);
 }
 
 static void transport_update_channel(SwitchoverTransport *t)
