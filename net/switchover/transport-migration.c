@@ -69,7 +69,7 @@ struct SwitchoverLink {
     QIOChannel *ioc;
     int fd;
     bool connected;             /* the cards have a peer */
-    bool own;                   /* the channel: nobody else writes there */
+    bool own;                   /* the channel, which only the link writes */
     SwitchoverTellSource *tell_source;  /* before that; or NULL */
 
     QemuMutex lock;             /* for the next five */

@@ -49,7 +49,7 @@
 /* More than a ring holds, less than the queue of a TAP */
 #define MANY 300
 
-/* A ring has them all, with some direct ones, while nobody looks at it */
+/* A ring has them all, with some direct ones, while it is not read */
 #define FEW 100
 
 /* Migrations of one VM */
@@ -394,7 +394,7 @@ static void test_as_stock(const void *data)
     send_and_drain(&to.g, DIRECT + FEW, DIRECT + 2 * FEW);
     guest_send(&to.g, DIRECT);
     assert_no_more(&to);
-    /* A stopped QEMU takes a frame until it sees that nobody wants it */
+    /* A stopped QEMU takes a frame until it sees that it is not taken */
     g_assert_cmpuint(if_tx_packets("qtap0") - taken, <=, 1);
     assert_saved_nothing(&from);
     assert_saved_nothing(&to);
