@@ -129,7 +129,7 @@ static void *thread_run(void *opaque)
 
 static void thread_kick(SwitchoverThread *t)
 {
-    if (qatomic_read(&t->running)) {
+    if (qatomic_load_acquire(&t->running)) {
         event_notifier_set(&t->event);
     }
 }
@@ -162,19 +162,29 @@ void switchover_threads_resume(void)
     }
 }
 
-static void thread_start(SwitchoverThread *t)
+/* Each thread may kick the other: the events are there before both, and after */
+static void threads_start(void)
 {
-    t->quit = false;
-    event_notifier_init(&t->event, false);
-    qatomic_set(&t->running, true);
-    qemu_thread_create(&t->thread, t->name, thread_run, t,
-                       QEMU_THREAD_JOINABLE);
+    for (int i = 0; i < THREADS; i++) {
+        threads[i].quit = false;
+        event_notifier_init(&threads[i].event, false);
+        qatomic_store_release(&threads[i].running, true);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        qemu_thread_create(&threads[i].thread, threads[i].name, thread_run,
+                           &threads[i], QEMU_THREAD_JOINABLE);
+    }
 }
 
-static void thread_stop(SwitchoverThread *t)
+static void threads_join(void)
 {
-    qatomic_set(&t->running, false);
-    event_notifier_cleanup(&t->event);
+    for (int i = 0; i < THREADS; i++) {
+        qemu_thread_join(&threads[i].thread);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        qatomic_set(&threads[i].running, false);
+        event_notifier_cleanup(&threads[i].event);
+    }
 }
 
 void switchover_port_add(SwitchoverPort *port)
@@ -185,8 +195,8 @@ void switchover_port_add(SwitchoverPort *port)
     first = QLIST_EMPTY(&ports);
     QLIST_INSERT_HEAD(&ports, port, next);
     switchover_threads_resume();
-    for (int i = 0; first && i < THREADS; i++) {
-        thread_start(&threads[i]);
+    if (first) {
+        threads_start();
     }
 }
 
@@ -201,11 +211,7 @@ void switchover_port_remove(SwitchoverPort *port)
         threads[i].quit = last;
     }
     switchover_threads_resume();
-    /* Each may kick the other until it has ended */
-    for (int i = 0; last && i < THREADS; i++) {
-        qemu_thread_join(&threads[i].thread);
-    }
-    for (int i = 0; last && i < THREADS; i++) {
-        thread_stop(&threads[i]);
+    if (last) {
+        threads_join();
     }
 }
