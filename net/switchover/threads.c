@@ -162,7 +162,7 @@ void switchover_threads_resume(void)
     }
 }
 
-/* Each thread may kick the other: the events are there before both, and after */
+/* Each may kick the other: the events are there before both, and after them */
 static void threads_start(void)
 {
     for (int i = 0; i < THREADS; i++) {
