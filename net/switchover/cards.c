@@ -37,6 +37,7 @@
 #include "net/switchover/cards.h"
 #include "hw/qdev-core.h"
 #include "migration/misc.h"
+#include "migration/options.h"
 #include "migration/qemu-file.h"
 #include "net/switchover.h"
 #include "net/switchover/arrival.h"
@@ -284,6 +285,14 @@ void switchover_cards_acknowledged(void)
     if (outgoing_unreported && cards_are_acknowledged()) {
         cards_report(true);
     }
+}
+
+void switchover_cards_completed(void)
+{
+    if (outgoing) {
+        switchover_link_set_rate(outgoing, migrate_max_bandwidth());
+    }
+    switchover_cards_acknowledged();
 }
 
 MigrationPacketsList *switchover_query_packets(void)

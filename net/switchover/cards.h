@@ -31,6 +31,14 @@ void switchover_cards_delivered(void);
 void switchover_cards_acknowledged(void);
 
 /**
+ * switchover_cards_completed:
+ *
+ * The migration is complete: what else goes to the destination is bounded by
+ * its max-bandwidth.  BQL.
+ */
+void switchover_cards_completed(void);
+
+/**
  * switchover_cards_read:
  *
  * The migration's return path has ended: read what the destination says of the

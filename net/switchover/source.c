@@ -308,6 +308,10 @@ static int source_port_send(SwitchoverPort *port)
     SwitchoverSource *src = sw->source;
 
     port->retry = source_awaits_hello(src) && src->sending;
+    if (wait && src->t->throttled) {
+        port->retry = true;
+        return -1;
+    }
     /* Writable at once means: go on in the next turn */
     return wait || (source_can_send(src) && source_has_unsent(src)) ?
            src->t->fd : -1;

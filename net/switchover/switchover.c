@@ -923,7 +923,7 @@ void switchover_wait(void)
             switchover_source_completed(sw->source);
         }
     }
-    switchover_cards_acknowledged();
+    switchover_cards_completed();
     trace_switchover_wait(w.done, w.now - w.begin);
     bql_unlock();
 }

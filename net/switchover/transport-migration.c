@@ -52,6 +52,9 @@
 /* Bytes that wait to be written, at most */
 #define OUT_MAX (1 * MiB)
 
+/* With a rate: the bytes of so much time may be written at once */
+#define BURST_US (50 * 1000)
+
 /* Bytes that others have read for a card and that wait, at most */
 #define GIVEN_MAX (80 * MiB)
 
@@ -94,6 +97,9 @@ struct SwitchoverLink {
     size_t rest;                /* bytes that are missing in a piece */
     uint8_t head[PIECE_HEAD];
     size_t head_rest;           /* bytes at its end that were not written */
+    uint64_t rate;              /* bytes per second, at most; 0: any; atomic */
+    int64_t budget;             /* bytes that may be written now */
+    int64_t budget_at;          /* when that was so, in us */
 };
 
 static TransportMigration *transport_migration(SwitchoverTransport *t)
@@ -568,6 +574,29 @@ static int transport_flush(SwitchoverTransport *t)
     return n < 0 && n != QIO_CHANNEL_ERR_BLOCK ? -1 : !link->out->len;
 }
 
+void switchover_link_set_rate(SwitchoverLink *link, uint64_t rate)
+{
+    qatomic_set(&link->rate, rate);
+}
+
+/* May a piece begin?  One that has begun goes on. */
+static bool link_has_budget(SwitchoverLink *link)
+{
+    uint64_t rate = qatomic_read(&link->rate);
+    int64_t most = muldiv64(rate, BURST_US, G_USEC_PER_SEC);
+    int64_t now = g_get_monotonic_time();
+    int64_t us = MIN(now - link->budget_at, BURST_US);
+
+    if (!rate) {
+        link->budget = 0;
+        return true;
+    }
+    link->budget_at = now;
+    link->budget += (int64_t)muldiv64(rate, us, G_USEC_PER_SEC);
+    link->budget = MIN(link->budget, most);
+    return link->budget > 0;
+}
+
 static ssize_t transport_write(SwitchoverTransport *t, const uint8_t *buf,
                                size_t len)
 {
@@ -586,6 +615,10 @@ static ssize_t transport_write(SwitchoverTransport *t, const uint8_t *buf,
         return 0;
     }
     if (!link->rest) {
+        t->throttled = !link_has_budget(link);
+        if (t->throttled) {
+            return 0;
+        }
         link->writer = m;
         link->rest = MIN(len, PIECE_MAX);
         link->head_rest = PIECE_HEAD;
@@ -607,6 +640,7 @@ static ssize_t transport_write(SwitchoverTransport *t, const uint8_t *buf,
     n -= link->head_rest;
     link->head_rest = 0;
     link->rest -= n;
+    link->budget -= n;
     return n;
 }
 

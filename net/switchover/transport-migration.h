@@ -120,6 +120,16 @@ void switchover_link_use_messages(SwitchoverLink *link,
 size_t switchover_link_take(SwitchoverLink *link, uint8_t *buf, size_t len);
 
 /**
+ * switchover_link_set_rate:
+ * @link: the source's
+ * @rate: bytes of frames per second that are written to its own channel from
+ *     now on, at most; 0: any number
+ *
+ * Any thread.
+ */
+void switchover_link_set_rate(SwitchoverLink *link, uint64_t rate);
+
+/**
  * switchover_link_give:
  * @link: the link
  * @buf: what came by a command, a message, or was read ahead of them

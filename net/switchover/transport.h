@@ -61,6 +61,7 @@ struct SwitchoverTransport {
     bool threaded;              /* the sender's thread writes */
     QIOChannel *ioc;            /* it writes to that; NULL: none */
     int fd;                     /* becomes writable when @ioc does */
+    bool throttled;             /* the last write waits for time to pass */
 };
 
 /* For those who make one: set @kind and @name, whose string is taken */

@@ -319,6 +319,33 @@ static void pair_run(Pair *p)
     }
 }
 
+/* With a rate it takes the time that it is to take, or more */
+static void test_rate(void)
+{
+    const int64_t rate = 4 * 1000 * 1000;
+    int64_t begin, bytes;
+    Pair p;
+
+    pair_init(&p, 2, g_test_rand_int());
+    pair_attach(&p);
+    pair_connect(&p);
+    for (int i = 0; i < FRAMES; i++) {
+        pair_add_frame(&p);
+    }
+    switchover_link_set_rate(p.source, rate);
+    switchover_link_read(p.destination);
+    begin = g_get_monotonic_time();
+    pair_run(&p);
+    bytes = p.cards[0].written + p.cards[1].written;
+    /* Those of 50 ms may go at once, and the last piece is a whole one */
+    bytes -= rate / 20 + UINT16_MAX;
+    g_assert_cmpint(bytes, >, 0);
+    g_assert_cmpint(g_get_monotonic_time() - begin, >=,
+                    bytes * G_USEC_PER_SEC / rate);
+    assert_same(&p);
+    pair_destroy(&p);
+}
+
 /* @commands: some frames have gone by these before */
 static void channel_run(unsigned n, bool commands)
 {
@@ -571,6 +598,7 @@ int main(int argc, char **argv)
     g_test_add_func("/switchover-link/commands", test_commands);
     g_test_add_func("/switchover-link/bounded", test_bounded);
     g_test_add_func("/switchover-link/channel", test_channel);
+    g_test_add_func("/switchover-link/rate", test_rate);
     g_test_add_func("/switchover-link/handover", test_handover);
     g_test_add_func("/switchover-link/full", test_full);
     g_test_add_func("/switchover-link/refused", test_refused);
