@@ -37,7 +37,7 @@ from pathlib import Path
 
 from . import (InvalidRun, LabError, announce, count, patience, products, tls,
                unprivileged)
-from .latency import SchedulingLatency
+from .latency import ReaderLatency
 from .peer import Peer
 from .qmp import QMP
 from .system import (CARDS, CLIENT_ADDRESS, CLIENT_MAC, GUEST_ADDRESS,
@@ -302,16 +302,16 @@ def thread_name(path):
         return None
 
 
-def vhost_state(qmp, c):
-    """(vhost-started of the NICs, whether there is a vhost thread)"""
-    pid = qmp.child.process.pid
+def vhost_state(execute, pid, nics):
+    """(vhost-started of the NICS, whether there is a vhost thread) of the QEMU
+    that is process PID and has EXECUTE() for a monitor"""
     # a process of its own before Linux 6.4, then a thread of QEMU's
     threads = any(thread_name(p) == f'vhost-{pid}' for pattern in
                   ('[0-9]*/comm', f'{pid}/task/*/comm')
                   for p in Path('/proc').glob(pattern))
-    started = {qmp.execute('x-query-virtio-status', path=
-                           f'/machine/peripheral/nic{n}/virtio-backend'
-                           )['vhost-started'] for n in range(c.cards)}
+    started = {execute('x-query-virtio-status', path=
+                       f'/machine/peripheral/{nic}/virtio-backend'
+                       )['vhost-started'] for nic in nics}
     return started, threads
 
 
@@ -321,7 +321,9 @@ def check_vhost(qmp, c):
     limit = patience.Patience(10, functools.partial(
         patience.cpu_time, qmp.child.process.pid))
     while True:
-        started, threads = vhost_state(qmp, c)
+        started, threads = vhost_state(
+            qmp.execute, qmp.child.process.pid,
+            [f'nic{n}' for n in range(c.cards)])
         if not c.vhost:
             break
         if started == {True} and threads:
@@ -356,10 +358,12 @@ def set_up_migration(source, destination, c):
 class Stop:
     """What is done while the VM is stopped, besides the steady stream."""
 
-    def __init__(self, system, c, client, log):
+    def __init__(self, system, c, client, log, pids):
+        """@pids: of both QEMUs"""
         self.system, self.c, self.client, self.log = system, c, client, log
+        self.pids = pids
         self.sent = self.deleting = None
-        self.waited = 0                 # for a CPU, ms
+        self.waited = 0                 # a reader for a CPU, ms at most
         for host in ('a', 'b') if c.veths else ():
             system.add_interfaces(host, c.veths)
 
@@ -374,7 +378,7 @@ class Stop:
             self.deleting = [self.system.delete_interfaces(
                 host, f'{self.log}-{host}') for host in ('a', 'b')]
         if self.c.burst:
-            self.latency = SchedulingLatency()
+            self.latency = ReaderLatency(self.pids)
             self.sent = -self.rate(self.c.rate + self.c.burst)
 
     def rate(self, rate):
@@ -417,7 +421,8 @@ def migrate(system, source, destination, c, client, log):
     Stop."""
     set_up_migration(source, destination, c)
     source.events.clear()               # of loading its state
-    during = Stop(system, c, client, f'{log}-ip')
+    during = Stop(system, c, client, f'{log}-ip',
+                  [qmp.child.process.pid for qmp in (source, destination)])
     source.execute('migrate', uri=incoming('b'))
     if c.copy == 'postcopy':
         source.wait('MIGRATION_PASS', 60, **{'pass': 2})
@@ -637,7 +642,9 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         'boot_s': round(boot, 2),
         'stop_window_ms': ms(resume - stop) if migrating else None,
         'reported_downtime_ms': downtime, 'tcp': tcp,
-        'sent_in_stop': during and during.sent, 'filters': stats, 'queue_full_drops': drops}
+        'sent_in_stop': during and during.sent, 'filters': stats,
+        'reader_waited_ms': during and round(during.waited, 1),
+        'queue_full_drops': drops}
     result.update(evaluate(guest_records, client_records, at_guest, at_client,
                            stop, resume, c.cards))
     if mode == 'ours' and c.burst:
@@ -646,11 +653,11 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
 
 
 def check_latency(c, waited, lost):
-    """A loss is QEMU's only if a thread that was to empty the TAP's queue got
-    a CPU before that was full: half of the time, as the reader needs some."""
+    """A loss is QEMU's only if the reader got a CPU before the TAP's queue was
+    full: half of the time, as it then has to empty it."""
     full = c.txqueuelen * 1000 / (c.rate + c.burst)
     if lost and waited > full / 2:
-        raise InvalidRun(f"a thread waited {waited:.0f} ms for a CPU, and the "
+        raise InvalidRun(f"a reader waited {waited:.0f} ms for a CPU, and the "
                          f"TAP's queue is full after {full:.0f} ms: this run, "
                          f"with {lost} lost, is invalid")
 

@@ -7,6 +7,7 @@ that nothing stays behind a killed harness.
 """
 import os
 import select
+import shutil
 import struct
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import zlib
 from pathlib import Path
 from unittest import mock
 
-from . import InvalidRun, count, migrate, products, report, transcript
+from . import (InvalidRun, count, latency, migrate, products, report,
+               transcript)
 from .count import Record
 from .migrate import Conditions
 from .patience import Patience, children, cpu_time
@@ -285,6 +287,28 @@ def test_run_with_a_loss_is_invalid_if_no_cpu_was_free():
             equal(True, valid)
         except InvalidRun:
             equal(False, valid)
+
+
+def test_run_latency_sees_a_reader_that_waits():
+    cpu = str(min(os.sched_getaffinity(0)))
+    with tempfile.TemporaryDirectory() as d:
+        reader = Path(d, latency.READER)    # a process has its file's name
+        shutil.copy(shutil.which('yes'), reader)
+        others = [subprocess.Popen(['taskset', '-c', cpu, program],
+                                   stdout=subprocess.DEVNULL)
+                  for program in ('yes', reader)]
+        try:
+            measured = latency.ReaderLatency([others[1].pid])
+            patience = Patience(10, lambda: cpu_time(*(p.pid for p in others)))
+            while not measured.longest and not patience.over():
+                time.sleep(patience.interval)
+            equal(True, measured.stop() > 0)
+            measured = latency.ReaderLatency([os.getpid()])     # no reader
+            equal(0, measured.stop())
+        finally:
+            for p in others:
+                p.kill()
+                p.wait()
 
 
 UNPRIVILEGED = [f for n, f in sorted(globals().items())
