@@ -169,6 +169,8 @@ bool switchover_keep_channel(QEMUFile *f, bool ended);
 
 #else
 
+/* The capability is there, and does nothing: each migration is as in stock */
+
 static inline void switchover_init(SwitchoverTellSource *tell_source)
 {
 }

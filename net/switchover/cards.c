@@ -36,6 +36,7 @@
 #include "qemu/osdep.h"
 #include "net/switchover/cards.h"
 #include "hw/qdev-core.h"
+#include "migration/migration.h"
 #include "migration/misc.h"
 #include "migration/options.h"
 #include "migration/qemu-file.h"
@@ -290,7 +291,9 @@ void switchover_cards_acknowledged(void)
 void switchover_cards_completed(void)
 {
     if (outgoing) {
-        switchover_link_set_rate(outgoing, migrate_max_bandwidth());
+        switchover_link_set_rate(outgoing, migration_in_postcopy() ?
+                                 migrate_max_postcopy_bandwidth() :
+                                 migrate_max_bandwidth());
     }
     switchover_cards_acknowledged();
 }

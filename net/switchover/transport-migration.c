@@ -88,6 +88,8 @@ struct SwitchoverLink {
     bool reads;
     guint read_watch;
     bool handling;              /* what is in @in */
+    unsigned piece_card;        /* whose piece it is that @piece_rest is of */
+    size_t piece_rest;          /* bytes of it that were not handled yet */
 
     /* Writing at the destination: the main loop */
     guint write_watch;
@@ -264,6 +266,7 @@ static void link_lose(SwitchoverLink *link)
     }
     link_disconnect(link);
     g_byte_array_set_size(link->in, 0);
+    link->piece_rest = 0;
 }
 
 void switchover_link_lose(SwitchoverLink *link)
@@ -304,31 +307,36 @@ static bool link_can_receive(SwitchoverLink *link)
     return true;
 }
 
-/* Handle the piece at @buf; returns its length, 0 if it is not whole, or -1 */
+/*
+ * Handle what is there of a piece: frames that have come count, although the
+ * rest may never come.  Returns the bytes that were handled, or -1.
+ */
 static ssize_t link_piece(SwitchoverLink *link, const uint8_t *buf, size_t len)
 {
-    TransportMigration *m = NULL;
-    unsigned card;
-    size_t n;
+    TransportMigration *m;
+    size_t head = 0, n;
 
-    if (len < PIECE_HEAD) {
-        return 0;
+    if (!link->piece_rest) {
+        if (len < PIECE_HEAD) {
+            return 0;
+        }
+        link->piece_card = lduw_be_p(buf);
+        link->piece_rest = lduw_be_p(buf + 2);
+        head = PIECE_HEAD;
     }
-    card = lduw_be_p(buf);
-    n = lduw_be_p(buf + 2);
-    if (card >= link->cards->len) {
+    if (link->piece_card >= link->cards->len) {
         error_report("frames for network card %u of the migration, which has "
-                     "%u: connection terminated", card, link->cards->len);
+                     "%u: connection terminated", link->piece_card,
+                     link->cards->len);
         return -1;
     }
-    if (len < PIECE_HEAD + n) {
-        return 0;
-    }
-    m = g_ptr_array_index(link->cards, card);
-    if (m && !switchover_transport_receive(&m->t, buf + PIECE_HEAD, n)) {
+    n = MIN(link->piece_rest, len - head);
+    link->piece_rest -= n;
+    m = g_ptr_array_index(link->cards, link->piece_card);
+    if (m && n && !switchover_transport_receive(&m->t, buf + head, n)) {
         return -1;
     }
-    return PIECE_HEAD + n;
+    return head + n;
 }
 
 static bool link_handle(SwitchoverLink *link)

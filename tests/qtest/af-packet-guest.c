@@ -7,6 +7,7 @@
 #include "qemu/osdep.h"
 #include <linux/if_packet.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include "af-packet-guest.h"
 #include "libqos/malloc-pc.h"
 #include "libqos/pci-pc.h"
@@ -98,6 +99,18 @@ void guest_vm_stop(Guest *g)
     close(g->tap->host);
     munmap(g->ram, RAM_MIB * MiB);
     env_stop(&g->e);
+}
+
+void guest_vm_kill(Guest *g)
+{
+    pid_t pid = qtest_pid(g->e.qts);
+    siginfo_t info;
+
+    g_assert_cmpint(kill(pid, SIGKILL), ==, 0);
+    g_assert_cmpint(waitid(P_PID, pid, &info, WEXITED | WNOWAIT), ==, 0);
+    /* It would be an error to qtest_quit(): its QTestState stays */
+    g_assert_false(qtest_probe_child(g->e.qts));
+    g->e.qts = NULL;
 }
 
 /* The receive ring in the memory of @g, with all of its buffers */

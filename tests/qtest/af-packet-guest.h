@@ -60,6 +60,8 @@ size_t seq_len(uint32_t seq);
 void guest_vm_start(Guest *g, const char *ifname, int pairs, bool vhost,
                     const char *device, const char *options);
 void guest_vm_stop(Guest *g);
+/* QEMU dies without doing anything any more; not to be stopped after that */
+void guest_vm_kill(Guest *g);
 /* All queues of the guest that are there get buffers, and are used */
 void driver_start(Guest *g);
 /* Both of them */

@@ -17,6 +17,11 @@
  *   proxy     both save, and all that connects them is a Unix socket of the
  *             test, which copies what comes
  *   late      both save, and the destination's answer comes late
+ *   at-once   two VMs migrate between the same hosts at the same time, and each
+ *             gets its own packets
+ *
+ * In a build without AF_PACKET each migration is as-stock, although the
+ * capability is there, and on.
  *
  * Each VM has a TAP and a virtio-net-pci, whose driver is the test
  * (af-packet-guest.h):
@@ -35,6 +40,7 @@
 #include <glib/gstdio.h>
 #include "af-packet-guest.h"
 #include "qobject/qdict.h"
+#include "qobject/qlist.h"
 #include "qemu/sockets.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
@@ -79,9 +85,14 @@ static bool is_postcopy(const Mode *m)
     return m->caps[0] && g_str_equal(m->caps[0], "postcopy-ram");
 }
 
-static bool has_return_path(const Mode *m)
+/* A migration between two of this QEMU saves packets */
+static bool saves_packets(const Mode *m)
 {
+#ifdef CONFIG_AF_PACKET
     return m->caps[0];
+#else
+    return false;
+#endif
 }
 
 
@@ -105,6 +116,27 @@ typedef struct Vm {
     char *said;                 /* path of what it writes to stderr */
 } Vm;
 
+/* That to save is its default */
+static void assert_capability(Vm *vm)
+{
+    QDict *resp = qtest_qmp(vm->g.e.qts, "{ 'execute':"
+                            " 'query-migrate-capabilities' }");
+    bool found = false;
+    QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
+        QDict *cap = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (g_str_equal(qdict_get_str(cap, "capability"),
+                        "switchover-packets")) {
+            g_assert_true(qdict_get_bool(cap, "state"));
+            found = true;
+        }
+    }
+    g_assert_true(found);
+    qobject_unref(resp);
+}
+
 static void vm_start(Vm *vm, Kind kind, const char *ifname,
                      const char *options)
 {
@@ -122,13 +154,15 @@ static void vm_start(Vm *vm, Kind kind, const char *ifname,
         qtest_qmp_assert_success(vm->g.e.qts, "{ 'execute':"
             " 'migrate-set-capabilities', 'arguments': { 'capabilities': ["
             " { 'capability': 'switchover-packets', 'state': false } ] } }");
+    } else if (kind == SAVES) {
+        assert_capability(vm);
     }
 }
 
 /* One whose driver is the test, and which has got frames before */
-static void from_start(Vm *vm, Kind kind)
+static void from_start(Vm *vm, Kind kind, const char *ifname)
 {
-    vm_start(vm, kind, "qtap0", "-name from");
+    vm_start(vm, kind, ifname, "-name from");
     driver_start(&vm->g);
     send_and_drain(&vm->g, 0, 10);
 }
@@ -258,11 +292,8 @@ static bool can_migrate(const Mode *m, Vm *from, Vm *to)
     return true;
 }
 
-/*
- * Up to the moment in which both VMs are stopped.  The destination is at
- * @uri; @way is where the source connects to.
- */
-static void migrate_begin(const Mode *m, Vm *from, Vm *to, const char *uri,
+/* The destination is at @uri; @way is where the source connects to */
+static void migrate_start(const Mode *m, Vm *from, Vm *to, const char *uri,
                           const char *way)
 {
     Env *e = &from->g.e;
@@ -282,17 +313,35 @@ static void migrate_begin(const Mode *m, Vm *from, Vm *to, const char *uri,
         qtest_qmp_assert_success(e->qts, "{ 'execute':"
                                  " 'migrate-start-postcopy' }");
     }
-    wait_migration(e, "pre-switchover");
-    qtest_qmp_eventwait(e->qts, "STOP");
 }
 
-/* And on, until the VM runs at the destination, with the driver */
-static void migrate_end(Vm *from, Vm *to)
+/* Up to the moment in which both VMs are stopped */
+static void migrate_stop(Vm *from)
 {
-    migrate_continue(&from->g.e);
+    wait_migration(&from->g.e, "pre-switchover");
+    qtest_qmp_eventwait(from->g.e.qts, "STOP");
+}
+
+static void migrate_begin(const Mode *m, Vm *from, Vm *to, const char *uri,
+                          const char *way)
+{
+    migrate_start(m, from, to, uri, way);
+    migrate_stop(from);
+}
+
+/* The VM runs at the destination, with the driver */
+static void migrate_arrive(Vm *from, Vm *to)
+{
     wait_migration(&to->g.e, "completed");
     qtest_qmp_eventwait(to->g.e.qts, "RESUME");
     guest_move(&from->g, &to->g);
+}
+
+/* And on, until then */
+static void migrate_end(Vm *from, Vm *to)
+{
+    migrate_continue(&from->g.e);
+    migrate_arrive(from, to);
 }
 
 static uint64_t memory_fill(Vm *vm)
@@ -372,7 +421,7 @@ static void test_as_stock(const void *data)
     uint64_t taken, addr;
     Vm from, to;
 
-    from_start(&from, c->from);
+    from_start(&from, c->from, "qtap0");
     to_start(&to, c->to, "qtap1");
     if (!can_migrate(m, &from, &to)) {
         vm_stop_driver(&from);
@@ -414,10 +463,11 @@ static void ping_pong(const Kind *kinds, int n_kinds)
     uint32_t n = 100;
     Vm vm[2];
 
-    from_start(&vm[0], kinds[0]);
+    from_start(&vm[0], kinds[0], names[0]);
     for (int i = 1; i <= ROUNDS; i++) {
         Vm *from = &vm[(i - 1) % 2], *to = &vm[i % 2];
-        bool saves = kinds[(i - 1) % n_kinds] == SAVES &&
+        bool saves = saves_packets(RETURN_PATH) &&
+                     kinds[(i - 1) % n_kinds] == SAVES &&
                      kinds[i % n_kinds] == SAVES;
 
         to_start(to, kinds[i % n_kinds], names[i % 2]);
@@ -573,7 +623,7 @@ static void test_proxy(const void *data)
     Proxy p;
 
     proxy_start(&p, way, uri);
-    from_start(&from, c->from);
+    from_start(&from, c->from, "qtap0");
     to_start(&to, c->to, "qtap1");
     if (!can_migrate(m, &from, &to)) {
         vm_stop_driver(&from);
@@ -624,19 +674,15 @@ static void test_late(const void *data)
     Proxy p;
 
     proxy_start(&p, way, uri);
-    from_start(&from, c->from);
+    from_start(&from, c->from, "qtap0");
     to_start(&to, c->to, "qtap1");
     g_assert_true(can_migrate(c->mode, &from, &to));
     from.saved = to.saved = true;
-    qtest_qmp_assert_success(to.g.e.qts, "{ 'execute': 'migrate-incoming',"
-                             " 'arguments': { 'uri': %s } }", uri);
-    migrate_pause(&from.g.e);
     g_mutex_lock(&p.gate);
-    migration_start(&from.g.e, way);
+    migrate_start(c->mode, &from, &to, uri, way);
     assert_waits(&from);
     g_mutex_unlock(&p.gate);
-    wait_migration(&from.g.e, "pre-switchover");
-    qtest_qmp_eventwait(from.g.e.qts, "STOP");
+    migrate_stop(&from);
     send_range(&from.g, 100, 100 + FEW);
     send_range(&to.g, DIRECT, DIRECT + FEW);
     migrate_end(&from, &to);
@@ -649,6 +695,92 @@ static void test_late(const void *data)
     proxy_stop(&p);
     uri_free(way);
     uri_free(uri);
+}
+
+
+/* Two VMs at the same time */
+
+/* The frames of one have numbers from here on, those of the other from 0 on */
+#define OTHER (2 * DIRECT)
+
+/*
+ * Both are stopped at the same time, and get frames in turns.  All that is the
+ * same in both has the same name; only the migrations' addresses differ.
+ */
+static void test_at_once(const void *data)
+{
+    static const char *const from_names[] = { "qtap0", "qtap2" };
+    static const char *const to_names[] = { "qtap1", "qtap3" };
+    const Case *c = data;
+    const Mode *m = c->mode;
+    char *uri[] = { uri_of("migration"), uri_of("other") };
+    bool can = true;
+    uint64_t addr[2];
+    Vm from[2], to[2];
+
+    for (int i = 0; i < 2; i++) {
+        from_start(&from[i], c->from, from_names[i]);
+        to_start(&to[i], c->to, to_names[i]);
+        can = can && can_migrate(m, &from[i], &to[i]);
+    }
+    if (!can) {
+        for (int i = 0; i < 2; i++) {
+            vm_stop_driver(&from[i]);
+            vm_stop(&to[i]);
+            uri_free(uri[i]);
+        }
+        return;
+    }
+    for (int i = 0; i < 2; i++) {
+        addr[i] = memory_fill(&from[i]);
+        migrate_start(m, &from[i], &to[i], uri[i], uri[i]);
+        from[i].saved = to[i].saved = true;
+    }
+    for (int i = 0; i < 2; i++) {
+        migrate_stop(&from[i]);
+    }
+    for (uint32_t n = 0; n < FEW; n++) {
+        for (int i = 0; i < 2; i++) {
+            uint32_t seq = i * OTHER + n;
+
+            send_range(&from[i].g, 100 + seq, 100 + seq + 1);
+            send_range(&to[i].g, DIRECT + seq, DIRECT + seq + 1);
+        }
+    }
+    for (int i = 0; i < 2; i++) {
+        migrate_continue(&from[i].g.e);
+    }
+    for (int i = 0; i < 2; i++) {
+        migrate_arrive(&from[i], &to[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        uint32_t n = i * OTHER + 100, direct = i * OTHER + DIRECT;
+
+        ring_expect(&to[i].g, n, n + FEW);
+        ring_expect(&to[i].g, direct, direct + FEW);
+    }
+
+    /* Until all of the network knows, frames still come to the sources */
+    for (int i = 0; i < 2; i++) {
+        uint32_t n = i * OTHER + 100 + FEW;
+
+        send_range(&from[i].g, n, n + MANY);
+    }
+    for (int i = 0; i < 2; i++) {
+        uint32_t n = i * OTHER + 100 + FEW;
+
+        ring_expect(&to[i].g, n, n + MANY);
+    }
+    for (int i = 0; i < 2; i++) {
+        wait_migration(&from[i].g.e, "completed");
+        assert_migrated(m, &from[i], &to[i], addr[i]);
+        assert_no_more(&to[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        vm_stop(&from[i]);
+        vm_stop_driver(&to[i]);
+        uri_free(uri[i]);
+    }
 }
 
 
@@ -703,16 +835,19 @@ int main(int argc, char **argv)
 
         add_test("to-stock", m->name, test_as_stock, m, SAVES, STOCK);
         add_test("from-stock", m->name, test_as_stock, m, STOCK, SAVES);
-        if (has_return_path(m)) {
+        if (saves_packets(m)) {
             add_test("off-at-source", m->name, test_as_stock, m, OFF, SAVES);
             add_test("off-at-destination", m->name, test_as_stock, m, SAVES,
                      OFF);
             add_test("proxy", m->name, test_proxy, m, SAVES, SAVES);
+            add_test("at-once", m->name, test_at_once, m, SAVES, SAVES);
         } else {
             add_test("on", m->name, test_as_stock, m, SAVES, SAVES);
         }
     }
-    add_test("late", "return-path", test_late, RETURN_PATH, SAVES, SAVES);
+    if (saves_packets(RETURN_PATH)) {
+        add_test("late", "return-path", test_late, RETURN_PATH, SAVES, SAVES);
+    }
     add_test("ping-pong", "two", test_two, NULL, SAVES, STOCK);
     add_test("ping-pong", "three", test_three, NULL, SAVES, STOCK);
 

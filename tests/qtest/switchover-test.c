@@ -159,19 +159,6 @@ static void pair_start(Pair *p, const Setup *setup)
     }
 }
 
-/* A QEMU that dies without doing anything any more */
-static void vm_kill(Guest *g)
-{
-    pid_t pid = qtest_pid(g->e.qts);
-    siginfo_t info;
-
-    g_assert_cmpint(kill(pid, SIGKILL), ==, 0);
-    g_assert_cmpint(waitid(P_PID, pid, &info, WEXITED | WNOWAIT), ==, 0);
-    /* It would be an error to qtest_quit(): its QTestState stays */
-    g_assert_false(qtest_probe_child(g->e.qts));
-    g->e.qts = NULL;
-}
-
 static void vm_stop(Guest *g)
 {
     if (g->e.qts) {
@@ -282,45 +269,55 @@ static void assert_got_in_order(Pair *p, uint32_t begin, uint32_t end)
     g_assert_cmpuint(begin, ==, end);
 }
 
-/* A number of query-migrate's packets, of the only card */
-static uint64_t packets_stat(Guest *g, const char *name)
+/* A number of query-migrate's packets, of the only card, by a filter's names */
+static uint64_t packets_stat(Guest *g, const char *group, const char *name)
 {
     QDict *resp = qtest_qmp_assert_success_ref(g->e.qts, "{ 'execute':"
                                                " 'query-migrate' }");
     QList *packets = qdict_get_qlist(resp, "packets");
     QDict *card = packets ? qobject_to(QDict, qlist_peek(packets)) : NULL;
-    uint64_t n = card ? qdict_get_uint(card, name) : 0;
+    uint64_t n = 0;
 
+    if (card && !strcmp(group, "dropped")) {
+        card = qdict_get_qdict(card, group);
+    } else if (!strcmp(name, "acknowledged") || !strcmp(name, "delivered")) {
+        name = "saved";
+    }
+    if (card) {
+        n = qdict_get_uint(card, name);
+    }
     qobject_unref(resp);
     return n;
 }
 
-static uint64_t source_stat(Pair *p, const char *name)
+/* A number of one side, in a group of query-netfilter-stats */
+static uint64_t pair_stat(Pair *p, Guest *g, const char *group,
+                          const char *name)
 {
     if (p->setup.no_filter) {
-        return packets_stat(&p->from, !strcmp(name, "acknowledged") ? "saved" :
-                            name);
+        return packets_stat(g, group, name);
     }
-    return filter_stat(&p->from.e, "cap0", "switchover", name);
+    return filter_stat(&g->e, g == &p->from ? "cap0" : "inj0", group, name);
+}
+
+static uint64_t source_stat(Pair *p, const char *name)
+{
+    return pair_stat(p, &p->from, "switchover", name);
 }
 
 static uint64_t arrival_stat(Pair *p, const char *name)
 {
-    if (p->setup.no_filter) {
-        return packets_stat(&p->to, !strcmp(name, "delivered") ? "saved" :
-                            name);
-    }
-    return filter_stat(&p->to.e, "inj0", "switchover", name);
+    return pair_stat(p, &p->to, "switchover", name);
 }
 
-/* Until a number of query-netfilter-stats is reached */
-static void wait_stat(Guest *g, const char *id, const char *group,
-                      const char *name, uint64_t n)
+/* Until such a number is reached */
+static void wait_stat(Pair *p, Guest *g, const char *group, const char *name,
+                      uint64_t n)
 {
     uint64_t before = UINT64_MAX, now;
 
     patience_begin();
-    while ((now = filter_stat(&g->e, id, group, name)) != n) {
+    while ((now = pair_stat(p, g, group, name)) != n) {
         if (now != before) {
             before = now;
             patience_begin();
@@ -335,21 +332,12 @@ static void wait_held(Pair *p, uint64_t n)
     if (p->setup.no_filter) {
         return;
     }
-    wait_stat(&p->to, "inj0", "held", "packets", n);
+    wait_stat(p, &p->to, "held", "packets", n);
 }
 
 static void wait_acknowledged(Pair *p, uint64_t n)
 {
-    uint64_t before = UINT64_MAX, now;
-
-    patience_begin();
-    while ((now = source_stat(p, "acknowledged")) != n) {
-        if (now != before) {
-            before = now;
-            patience_begin();
-        }
-        patience_check();
-    }
+    wait_stat(p, &p->from, "switchover", "acknowledged", n);
 }
 
 /*
@@ -815,11 +803,11 @@ static uint64_t load_once(const Setup *s, int rate)
                    queues, p.setup.pairs);
     dropped = if_tx_dropped("qtap0") - dropped;
     wait_migration(&p.from.e, "completed");
-    wait_stat(&p.from, "cap0", "dropped", "queue-full", dropped);
+    wait_stat(&p, &p.from, "dropped", "queue-full", dropped);
     if (!dropped) {
         g_assert_cmpuint(if_tx_dropped("qtap1"), ==, 0);
         g_assert_cmpint(queues, >, p.setup.pairs / 2);
-        wait_stat(&p.from, "cap0", "switchover", "acknowledged", LOAD_FRAMES);
+        wait_acknowledged(&p, LOAD_FRAMES);
         assert_no_more(&p, &p.to);
     }
     pair_stop(&p, &p.to);
@@ -849,6 +837,8 @@ static void test_load(const void *data)
 static const Setup loads[] = {
     { "1-queue" },
     { "4-queues", .pairs = 4 },
+    { "1-queue", .no_filter = true },
+    { "4-queues", .no_filter = true, .pairs = 4 },
 };
 
 
@@ -903,7 +893,7 @@ static void test_killed_before(const void *data)
 
     pair_start(&p, &s);
     pair_save(&p, 1000, 3000);
-    vm_kill(&p.to);
+    guest_vm_kill(&p.to);
     send_read(&p, 3000, 4000);
     pair_continue(&p);
     qtest_qmp_eventwait(p.from.e.qts, "RESUME");
@@ -927,11 +917,11 @@ static void test_killed_during(const void *data)
         qobject_unref(qtest_qmp_receive(p.from.e.qts));
         wait_migration(&p.from.e, "completed");
         send_read(&p, 3000 + MANY, 4000);
-        vm_kill(&p.to);
+        guest_vm_kill(&p.to);
         vm_run(&p.from.e, true);
     } else {
         send_read(&p, 3000 + MANY, 4000);
-        vm_kill(&p.to);
+        guest_vm_kill(&p.to);
         qobject_unref(qtest_qmp_receive(p.from.e.qts));
     }
     qtest_qmp_eventwait(p.from.e.qts, "RESUME");
@@ -955,7 +945,7 @@ static void test_killed_after(const void *data)
     wait_migration(&p.to.e, "completed");
     send_read(&p, 3000 + MANY, 4000);
     wait_held(&p, 3000);
-    vm_kill(&p.to);
+    guest_vm_kill(&p.to);
     send_range(&p.from, 4000, 4000 + MANY);
     vm_answers(&p.from.e);
     g_assert_cmpuint(source_stat(&p, "acknowledged"), ==, 0);
@@ -989,7 +979,7 @@ static void test_killed_running(const void *data)
     vm_answers(&p.from.e);
     n = source_stat(&p, "acknowledged");
     g_test_message("the guest had %" PRIu64 " frames", n);
-    vm_kill(&p.to);
+    guest_vm_kill(&p.to);
     vm_run(&p.from.e, true);
     qtest_qmp_eventwait(p.from.e.qts, "RESUME");
     expect_given_back(&p, 1000 + n, 3000);
@@ -1014,13 +1004,13 @@ static bool migration_completes(Pair *p)
     }
 }
 
-/* It cannot load the state, and the source cannot know */
+/* It cannot load the state; with a filter, the source cannot know */
 static void test_cannot_load(const void *data)
 {
     Setup s = setup_of(data);
     Pair p;
 
-    s.no_return_path = true;
+    s.no_return_path = !s.no_filter;
     pair_init(&p, &s);
     to_start(&p, "-device e1000,netdev=n0,romfile=");
     qtest_set_expected_status(p.to.e.qts, EXIT_FAILURE);
@@ -1058,6 +1048,7 @@ static const Paused pauses[] = {
     { "quit", 100, .quit = true },
     { "sigterm", 100, .sigterm = true },
     { "no-filter/0-ms", 0, .no_filter = true },
+    { "no-filter/20-ms", 20, .no_filter = true },
     { "no-filter/300-ms", 300, .no_filter = true },
     { "no-filter/quit", 100, .no_filter = true, .quit = true },
     { "no-filter/sigterm", 100, .no_filter = true, .sigterm = true },
@@ -1116,7 +1107,7 @@ static void expect_given_up(Pair *p, uint64_t n)
                    (g_get_monotonic_time() - begin) / 1000);
     g_assert_cmpint(g_get_monotonic_time() - begin, >, 500 * 1000);
     rarp_expect(p->rarp);
-    wait_stat(&p->to, "inj0", "dropped", "guest", n);
+    wait_stat(p, &p->to, "dropped", "guest", n);
     wait_warned_once(&p->to.e, p->stderr_to, "the guest took no frame");
     wait_held(p, 0);
     wait_no_threads(&p->to);
@@ -1153,7 +1144,7 @@ static void test_guest_ring_full(const void *data)
     n = arrival_stat(&p, "delivered");
     g_assert_cmpuint(n, >, 0);
     g_assert_cmpuint(n, <, 1000);
-    wait_stat(&p.to, "inj0", "dropped", "guest", 1000 - n);
+    wait_stat(&p, &p.to, "dropped", "guest", 1000 - n);
     wait_warned_once(&p.to.e, p.stderr_to, "the guest took no frame");
     rarp_expect(p.rarp);
     wait_migration(&p.from.e, "completed");
@@ -1189,7 +1180,7 @@ static void test_guest_slow(const void *data)
     pair_arrive(&p);
     wait_migration(&p.from.e, "completed");
     wait_migration(&p.to.e, "completed");
-    vm_kill(&p.from);
+    guest_vm_kill(&p.from);
     patience_begin();
     while (has_threads(&p.to)) {
         if (ring_poll(&p.to, 0, frame, &hdr)) {
@@ -1220,7 +1211,7 @@ static void test_second_destination(const void *data)
 
     pair_start(&p, &s);
     pair_save(&p, 1000, 2000);
-    vm_kill(&p.to);
+    guest_vm_kill(&p.to);
     qtest_qmp_assert_success(p.from.e.qts, "{ 'execute': 'migrate_cancel' }");
     qtest_qmp_eventwait(p.from.e.qts, "RESUME");
     expect_given_back(&p, 1000, 2000);
@@ -1256,7 +1247,7 @@ static void test_second_peer(const void *data)
     migrate_continue(&p.from.e);
     wait_migration(&p.from.e, "completed");
     wait_held(&p, 1000);
-    vm_kill(&p.to);
+    guest_vm_kill(&p.to);
     unlink(p.m0);
     listener = unix_listen(p.m0, &error_abort);
     wait_fd(listener, POLLIN);
@@ -1847,20 +1838,24 @@ int main(int argc, char **argv)
     add_pair_test("killed/running", test_killed_running, NULL);
     add_pair_test("killed/running", test_killed_running, &no_filter);
     add_pair_test("cannot-load", test_cannot_load, NULL);
+    add_pair_test("cannot-load", test_cannot_load, &no_filter);
     for (int i = 0; i < ARRAY_SIZE(pauses); i++) {
         add_paused_test(&pauses[i]);
     }
     add_pair_test("guest/no-driver", test_guest_no_driver, NULL);
+    add_pair_test("guest/no-driver", test_guest_no_driver, &no_filter);
     add_pair_test("guest/ring-full", test_guest_ring_full, NULL);
+    add_pair_test("guest/ring-full", test_guest_ring_full, &no_filter);
     add_pair_test("guest/slow", test_guest_slow, NULL);
+    add_pair_test("guest/slow", test_guest_slow, &no_filter);
     add_pair_test("second/destination", test_second_destination, NULL);
+    add_pair_test("second/destination", test_second_destination, &no_filter);
     add_pair_test("second/peer", test_second_peer, NULL);
     add_pair_test("second/late", test_late_peer, NULL);
     add_pair_test("drain-paused", test_drain_paused, NULL);
     add_pair_test("life", test_life, NULL);
     add_pair_test("removed", test_removed, &no_filter);
     add_pair_test("refused", test_refused, &no_filter);
-    add_pair_test("guest/slow", test_guest_slow, &no_filter);
     add_host_func("errors", test_errors);
     add_host_func("vhost-user", test_vhost_user);
     add_host_func("deaf-peers", test_deaf_peers);
