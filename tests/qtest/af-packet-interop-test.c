@@ -370,13 +370,14 @@ static void test_inject_redirector(const void *opaque)
     inject("filter-redirector", opaque);
 }
 
+/* What comes once only it gives up after 10 minutes, as hosts are slow */
 #define COMPARE                                                           \
     "-object iothread,id=t0 "                                             \
     "-chardev socket,id=pri,path=%s/pri,server=on,wait=off "              \
     "-chardev socket,id=sec,path=%s/sec,server=on,wait=off "              \
     "-chardev socket,id=out,path=%s/out,server=on,wait=off "              \
     "-object colo-compare,id=cmp,primary_in=pri,secondary_in=sec,"        \
-    "outdev=out,iothread=t0%s "
+    "outdev=out,iothread=t0,compare_timeout=600000%s "
 #define FILTERS                                                           \
     "-chardev socket,id=pri,path=%s/pri "                                 \
     "-chardev socket,id=sec,path=%s/sec "                                 \
@@ -390,6 +391,31 @@ static void compare_unlink(void)
         g_autofree char *path = g_strdup_printf("%s/%s", tmpdir, names[i]);
 
         unlink(path);
+    }
+}
+
+/* A socket that has not been accepted yet takes nothing */
+static void compare_wait(Env *e)
+{
+    int connected = 0;
+
+    patience_begin();
+    while (connected < 3) {
+        QDict *resp = qtest_qmp(e->qts, "{ 'execute': 'query-chardev' }");
+        const QListEntry *entry;
+
+        connected = 0;
+        QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
+            QDict *chr = qobject_to(QDict, qlist_entry_obj(entry));
+            const char *id = qdict_get_str(chr, "label");
+
+            connected += (g_str_equal(id, "pri") || g_str_equal(id, "sec") ||
+                          g_str_equal(id, "out")) &&
+                         !g_str_has_prefix(qdict_get_str(chr, "filename"),
+                                           "disconnected:");
+        }
+        qobject_unref(resp);
+        patience_check();
     }
 }
 
@@ -426,6 +452,7 @@ static void test_compare_peer(const void *opaque)
     start_peer(&peer, false, compare);
     start_ours(&ours, 2, false, filters);
     stop_reading(&ours, 1);
+    compare_wait(&peer);
     add_filters(&ours, types, (char **)props, vnet);
     send_and_expect(&ours.tap[0], vnet, receive_tap, &ours.tap[1]);
     env_stop(&ours);
@@ -454,6 +481,7 @@ static void test_compare_ours(const void *opaque)
 
     start_ours(&ours, 1, false, compare);
     start_peer(&peer, vnet, filters);
+    compare_wait(&ours);
     add_filters(&peer, types, (char **)props, vnet);
     if (vnet) {
         int fd = host_listen(&peer.tap[0]);
