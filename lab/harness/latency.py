@@ -20,6 +20,7 @@ class ReaderLatency:
         self.pids = pids
         self.waited = {}                # file: ns so far
         self.longest = 0                # ns
+        self.found = False
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
@@ -30,6 +31,7 @@ class ReaderLatency:
                 try:
                     if (task / 'comm').read_text().strip() == READER:
                         self.waited.setdefault(task / 'schedstat', None)
+                        self.found = True
                 except OSError:         # it has ended
                     pass
 
@@ -56,7 +58,7 @@ class ReaderLatency:
         self.look()
 
     def stop(self):
-        """Returns the longest wait, in ms."""
+        """Returns the longest wait, in ms; None if there was no reader."""
         self.stopped.set()
         self.thread.join()
-        return self.longest / 1e6
+        return round(self.longest / 1e6, 1) if self.found else None

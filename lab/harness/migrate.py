@@ -209,6 +209,7 @@ def qemu_argv(c, qmp, log, extra, files=None):
             *os.environ.get('LAB_QEMU_ARGS', '').split(),
             *products.firmware_options(),
             '-nodefaults', '-no-user-config', '-display', 'none',
+            '-name', 'lab,debug-threads=on',    # for latency.py
             '-no-reboot', '-M', 'q35', '-cpu', 'max', '-accel', c.accel,
             '-m', str(c.memory),
             '-kernel', str(made / 'kernel' / 'vmlinuz'),
@@ -643,7 +644,7 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         'stop_window_ms': ms(resume - stop) if migrating else None,
         'reported_downtime_ms': downtime, 'tcp': tcp,
         'sent_in_stop': during and during.sent, 'filters': stats,
-        'reader_waited_ms': during and round(during.waited, 1),
+        'reader_waited_ms': during and during.waited,
         'queue_full_drops': drops}
     result.update(evaluate(guest_records, client_records, at_guest, at_client,
                            stop, resume, c.cards))
@@ -655,6 +656,8 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
 def check_latency(c, waited, lost):
     """A loss is QEMU's only if the reader got a CPU before the TAP's queue was
     full: half of the time, as it then has to empty it."""
+    if waited is None:
+        raise LabError('QEMU had no thread that reads the queues of the TAPs')
     full = c.txqueuelen * 1000 / (c.rate + c.burst)
     if lost and waited > full / 2:
         raise InvalidRun(f"a reader waited {waited:.0f} ms for a CPU, and the "
