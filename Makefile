@@ -50,6 +50,7 @@ check-all: build ## each base, every cell of the migration matrix, the long runs
 	@dev/meson-tests vm-all
 	@lab/matrix --native --only no-vhost
 	@lab/matrix --only '(?<!no)-vhost'
+	@lab/libvirt --apparmor
 	@lab/pingpong 100
 	@lab/tcp 1000
 	@dev/test-fresh other

@@ -12,6 +12,8 @@ files at each start (about a second), so that it is never out of date:
                     firmware; and the shared libraries of all programs, as ldd
                     names them
 
+For lab/libvirt it has libvirt's files, too.
+
 The VM has no network.  Its console and the command's stdout are serial ports
 that come in over sockets; a raw disk brings a tar file out.  A command that says
 nothing for too long, on neither of them, is told to end by a line to the second
@@ -36,7 +38,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import LabError, migrate, products
+from . import LabError, libvirt, migrate, products
 from .patience import Patience
 from .products import ROOT
 from .system import (Child, PREFIX, accept, remove_stale, start_time,
@@ -49,10 +51,13 @@ END = 180                       # the same, when it is to end
 DISK = 256 << 20                # a sparse file, holds what comes out
 
 MODULES = ('virtio_pci', 'virtio_blk', 'tun', 'vhost_net', 'veth', 'bridge',
-           '8021q', 'sch_tbf')
+           '8021q', 'sch_tbf', 'overlay')
 PROGRAMS = {'ip': 'iproute2', 'tc': 'iproute2', 'bridge': 'iproute2',
             'setpriv': 'util-linux',
             'tcpdump': 'tcpdump'}       # in which Debian package
+FOR_LIBVIRT = {'nsenter': 'util-linux', 'unshare': 'util-linux',
+               'mount': 'mount', 'umount': 'mount', 'install': 'coreutils',
+               'certtool': 'gnutls-bin'}
 PYTHON = Path('/usr/bin/python3')
 # Large parts of Python's library that nothing here uses
 NO_PYTHON = ('test', 'idlelib', 'lib2to3', 'ensurepip', 'distutils',
@@ -73,6 +78,7 @@ class Image:
     def __init__(self):
         self.entries = {}
         self.programs = []
+        self.own = ''           # a directory in it that has libraries
         for link in ('bin', 'sbin', 'lib', 'lib64'):
             self.add(link, stat.S_IFLNK | 0o777, f'usr/{link}'.encode())
 
@@ -97,6 +103,8 @@ class Image:
     def tree(self, path, name=None, without=()):
         path = Path(path)
         name = name or str(path)
+        if name.strip('/') not in self.entries:
+            self.add(name, stat.S_IFDIR | 0o755)
         for child in sorted(path.iterdir()):
             if any(child.match(pattern) for pattern in without):
                 continue
@@ -110,14 +118,16 @@ class Image:
         found = set()
         for program in self.programs:
             try:
-                text = products.run('ldd', program)
+                text = products.run('env', f'LD_LIBRARY_PATH={self.own}',
+                                    'ldd', program)
             except LabError:
                 continue                # a static program
             if missing := re.search(r'(\S+) => not found', text):
                 raise LabError(f'{program}: {missing[1]} is not installed')
             found |= set(re.findall(r'(/\S+) \(0x', text))
         for path in sorted(found):
-            self.file(path)
+            if os.path.dirname(path) != self.own:
+                self.file(path)
 
     def archive(self):
         return products.cpio([(name, *entry) for name, entry
@@ -148,6 +158,24 @@ def guests(command):
     elif '--cards' in command[:-1]:
         cards.add(int(command[command.index('--cards') + 1]))
     return [migrate.Conditions(cards=n) for n in sorted(cards)]
+
+
+def add_libvirt(i):
+    """What its hosts need (harness/libvirt.py)."""
+    root = libvirt.unpacked()
+    for name in 'usr', 'etc', 'var':
+        i.tree(root / name, f'repo/.qemu/lab/libvirt/root/{name}',
+               without=('doc', 'man', 'locale'))
+        i.add(name, stat.S_IFDIR | 0o755)
+    i.file(root.parent / 'packages', 'repo/.qemu/lab/libvirt/packages')
+    i.own = str(next(root.glob('usr/lib/*/libvirt.so.0')).parent)
+    i.file(ROOT / '.qemu/build/qemu-packet-helper',
+           'repo/.qemu/build/qemu-packet-helper')
+    i.add('usr/local', stat.S_IFDIR | 0o755)
+    i.add('var/run', stat.S_IFLNK | 0o777, b'/run')
+    i.add('etc/group', stat.S_IFREG | 0o644, b'root:x:0:\n')
+    for name, package in FOR_LIBVIRT.items():
+        i.file(program(name, package), f'usr/bin/{name}')
 
 
 def image(command, extra, made):
@@ -196,6 +224,8 @@ def image(command, extra, made):
             name for c in guests(command) for name in migrate.booted_names(c))):
         if name in products.NEEDED or (made / name).exists():
             i.file(made / name, f'repo/.qemu/lab/{name}')
+    if any('lab/libvirt' in word for word in command):
+        add_libvirt(i)
     i.libraries()
 
     environment = {k: v for k, v in os.environ.items()
