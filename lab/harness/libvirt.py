@@ -56,8 +56,8 @@ APPARMOR = Path('/etc/apparmor.d')
 APPARMOR_RULES = {'local/usr.sbin.libvirtd': f'{QEMU} PUx,\n',
                   'abstractions/libvirt-qemu.d/emulator':
                       f'{QEMU} rmix,\n@{{PROC}}/@{{pid}}/net/dev r,\n'}
-FILES = ('/etc/libvirt', '/run/libvirt', '/var/lib/libvirt',
-         '/etc/apparmor.d/libvirt')
+# But for /etc/apparmor.d/libvirt, where libvirt leaves a domain's profile
+FILES = ('/etc/libvirt', '/run/libvirt', '/var/lib/libvirt')
 LOGS = '/var/log/libvirt/qemu'
 
 
