@@ -985,6 +985,26 @@ QDict *chardev_add(Env *e, const char *id, int fd, const char *options)
                      " 'data': %p } } }", id, data);
 }
 
+bool chardev_is_connected(Env *e, const char *id)
+{
+    QDict *resp = qtest_qmp(e->qts, "{ 'execute': 'query-chardev' }");
+    bool found = false, connected = false;
+    QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
+        QDict *chr = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (g_str_equal(qdict_get_str(chr, "label"), id)) {
+            found = true;
+            connected = !g_str_has_prefix(qdict_get_str(chr, "filename"),
+                                          "disconnected:");
+        }
+    }
+    qobject_unref(resp);
+    g_assert_true(found);
+    return connected;
+}
+
 void vm_run(Env *e, bool run)
 {
     qtest_qmp_assert_success(e->qts, "{ 'execute': %s }",

@@ -255,6 +255,9 @@ void send_fd(Env *e, int fd, const char *name);
 /* A socket chardev from @fd, or from a path that does not exist if it is -1 */
 QDict *chardev_add(Env *e, const char *id, int fd, const char *options);
 
+/* Has the socket chardev @id a peer? */
+bool chardev_is_connected(Env *e, const char *id);
+
 void vm_run(Env *e, bool run);
 /* QEMU answers, and has been through its main loop some times */
 void vm_answers(Env *e);

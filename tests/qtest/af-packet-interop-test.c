@@ -383,12 +383,13 @@ static void test_inject_redirector(const void *opaque)
     "-chardev socket,id=sec,path=%s/sec "                                 \
     "-chardev socket,id=out,path=%s/out "
 
+static const char *const compare_ids[] = { "pri", "sec", "out" };
+
 static void compare_unlink(void)
 {
-    static const char *const names[] = { "pri", "sec", "out" };
-
-    for (int i = 0; i < ARRAY_SIZE(names); i++) {
-        g_autofree char *path = g_strdup_printf("%s/%s", tmpdir, names[i]);
+    for (int i = 0; i < ARRAY_SIZE(compare_ids); i++) {
+        g_autofree char *path = g_strdup_printf("%s/%s", tmpdir,
+                                                compare_ids[i]);
 
         unlink(path);
     }
@@ -397,25 +398,11 @@ static void compare_unlink(void)
 /* A socket that has not been accepted yet takes nothing */
 static void compare_wait(Env *e)
 {
-    int connected = 0;
-
-    patience_begin();
-    while (connected < 3) {
-        QDict *resp = qtest_qmp(e->qts, "{ 'execute': 'query-chardev' }");
-        const QListEntry *entry;
-
-        connected = 0;
-        QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
-            QDict *chr = qobject_to(QDict, qlist_entry_obj(entry));
-            const char *id = qdict_get_str(chr, "label");
-
-            connected += (g_str_equal(id, "pri") || g_str_equal(id, "sec") ||
-                          g_str_equal(id, "out")) &&
-                         !g_str_has_prefix(qdict_get_str(chr, "filename"),
-                                           "disconnected:");
+    for (int i = 0; i < ARRAY_SIZE(compare_ids); i++) {
+        patience_begin();
+        while (!chardev_is_connected(e, compare_ids[i])) {
+            patience_check();
         }
-        qobject_unref(resp);
-        patience_check();
     }
 }
 
@@ -423,10 +410,8 @@ static void compare_wait(Env *e)
 static void add_filters(Env *e, const char *const *types, char **props,
                         bool vnet)
 {
-    static const char *const ids[] = { "pri", "sec", "out" };
-
-    for (int i = 0; i < ARRAY_SIZE(ids); i++) {
-        add(e, types[i], ids[i], props[i], vnet);
+    for (int i = 0; i < ARRAY_SIZE(compare_ids); i++) {
+        add(e, types[i], compare_ids[i], props[i], vnet);
     }
 }
 

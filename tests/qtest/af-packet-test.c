@@ -2220,22 +2220,8 @@ static void test_slow_peer(void)
 
 static void wait_disconnected(Env *e, const char *id)
 {
-    bool disconnected = false;
-
     patience_begin();
-    while (!disconnected) {
-        QDict *resp = qtest_qmp(e->qts, "{ 'execute': 'query-chardev' }");
-        QListEntry *entry;
-
-        QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
-            QDict *chr = qobject_to(QDict, qlist_entry_obj(entry));
-
-            if (!strcmp(qdict_get_str(chr, "label"), id)) {
-                disconnected = g_str_has_prefix(qdict_get_str(chr, "filename"),
-                                                "disconnected:");
-            }
-        }
-        qobject_unref(resp);
+    while (chardev_is_connected(e, id)) {
         patience_check();
     }
 }

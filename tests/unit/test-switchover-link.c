@@ -294,6 +294,17 @@ static void pair_attach(Pair *p)
     object_unref(OBJECT(b));
 }
 
+/* Two cards, and frames to send on the channel */
+static void pair_start(Pair *p)
+{
+    pair_init(p, 2, g_test_rand_int());
+    pair_attach(p);
+    pair_connect(p);
+    for (int i = 0; i < FRAMES; i++) {
+        pair_add_frame(p);
+    }
+}
+
 static bool pair_is_done(Pair *p)
 {
     for (unsigned i = 0; i < p->n; i++) {
@@ -326,12 +337,7 @@ static void test_rate(void)
     int64_t begin, bytes;
     Pair p;
 
-    pair_init(&p, 2, g_test_rand_int());
-    pair_attach(&p);
-    pair_connect(&p);
-    for (int i = 0; i < FRAMES; i++) {
-        pair_add_frame(&p);
-    }
+    pair_start(&p);
     switchover_link_set_rate(p.source, rate);
     switchover_link_read(p.destination);
     begin = g_get_monotonic_time();
@@ -403,12 +409,7 @@ static void test_full(void)
     size_t before;
     Pair p;
 
-    pair_init(&p, 2, g_test_rand_int());
-    pair_attach(&p);
-    pair_connect(&p);
-    for (int i = 0; i < FRAMES; i++) {
-        pair_add_frame(&p);
-    }
+    pair_start(&p);
     p.cards[0].full = true;
     switchover_link_read(p.destination);
     while (pair_write(&p) || g_main_context_iteration(NULL, false)) {
