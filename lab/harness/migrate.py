@@ -303,16 +303,16 @@ def thread_name(path):
         return None
 
 
-def vhost_state(execute, pid, nics):
-    """(vhost-started of the NICS, whether there is a vhost thread) of the QEMU
-    that is process PID and has EXECUTE() for a monitor"""
+def vhost_state(qmp, c):
+    """(vhost-started of the NICs, whether there is a vhost thread)"""
+    pid = qmp.child.process.pid
     # a process of its own before Linux 6.4, then a thread of QEMU's
     threads = any(thread_name(p) == f'vhost-{pid}' for pattern in
                   ('[0-9]*/comm', f'{pid}/task/*/comm')
                   for p in Path('/proc').glob(pattern))
-    started = {execute('x-query-virtio-status', path=
-                       f'/machine/peripheral/{nic}/virtio-backend'
-                       )['vhost-started'] for nic in nics}
+    started = {qmp.execute('x-query-virtio-status', path=
+                           f'/machine/peripheral/nic{n}/virtio-backend'
+                           )['vhost-started'] for n in range(c.cards)}
     return started, threads
 
 
@@ -322,9 +322,7 @@ def check_vhost(qmp, c):
     limit = patience.Patience(10, functools.partial(
         patience.cpu_time, qmp.child.process.pid))
     while True:
-        started, threads = vhost_state(
-            qmp.execute, qmp.child.process.pid,
-            [f'nic{n}' for n in range(c.cards)])
+        started, threads = vhost_state(qmp, c)
         if not c.vhost:
             break
         if started == {True} and threads:
