@@ -695,6 +695,22 @@ FilterPacketRole filter_packet_role(FilterPacket *p)
            p->out_netdev ? FILTER_PACKET_INJECT : FILTER_PACKET_CHAIN;
 }
 
+bool filter_packet_check_chardev(FilterPacketRole role, const char *option,
+                                 Chardev *chr, Error **errp)
+{
+    bool mux = object_dynamic_cast(OBJECT(chr), TYPE_CHARDEV_MUX);
+    bool telnet = object_dynamic_cast(OBJECT(chr), TYPE_CHARDEV_SOCKET) &&
+                  SOCKET_CHARDEV(chr)->is_telnet;
+
+    if (role != FILTER_PACKET_CHAIN && (mux || telnet)) {
+        error_setg(errp, "'%s': chardev '%s' has %s=on, which changes what is "
+                   "sent; give the filter a chardev without", option,
+                   chr->label, mux ? "mux" : "telnet");
+        return false;
+    }
+    return true;
+}
+
 bool filter_packet_needs_chain(FilterPacket *p)
 {
     switch (filter_packet_role(p)) {

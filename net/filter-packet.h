@@ -138,6 +138,18 @@ bool filter_packet_check(FilterPacket *p, const char *indev,
 FilterPacketRole filter_packet_role(FilterPacket *p);
 
 /**
+ * filter_packet_check_chardev:
+ * @role: as filter_packet_role() says
+ * @option: that names @chr
+ * @chr: the chardev
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Returns: false if @chr cannot carry the frames as they are
+ */
+bool filter_packet_check_chardev(FilterPacketRole role, const char *option,
+                                 Chardev *chr, Error **errp);
+
+/**
  * filter_packet_needs_chain:
  * @p: a FilterPacket that has been checked
  *
@@ -269,6 +281,13 @@ static inline bool filter_packet_check(FilterPacket *p, const char *indev,
 static inline FilterPacketRole filter_packet_role(FilterPacket *p)
 {
     return FILTER_PACKET_CHAIN;
+}
+
+static inline bool filter_packet_check_chardev(FilterPacketRole role,
+                                               const char *option,
+                                               Chardev *chr, Error **errp)
+{
+    return true;
 }
 
 static inline bool filter_packet_needs_chain(FilterPacket *p)

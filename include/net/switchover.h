@@ -24,6 +24,15 @@ typedef int SwitchoverTellSource(void *buf, uint16_t len);
 void switchover_init(SwitchoverTellSource *tell_source);
 
 /**
+ * switchover_set_vnet_hdr_len:
+ * @nc: a netdev's queue
+ * @len: of the vnet headers from now on
+ *
+ * As qemu_set_vnet_hdr_len(), while no thread reads.  BQL.
+ */
+void switchover_set_vnet_hdr_len(NetClientState *nc, int len);
+
+/**
  * switchover_wait:
  *
  * Wait until the frames that have reached this host for its VM are with the
@@ -169,7 +178,10 @@ bool switchover_keep_channel(QEMUFile *f, bool ended);
 
 #else
 
-/* The capability is there, and does nothing: each migration is as in stock */
+static inline void switchover_set_vnet_hdr_len(NetClientState *nc, int len)
+{
+    qemu_set_vnet_hdr_len(nc, len);
+}
 
 static inline void switchover_init(SwitchoverTellSource *tell_source)
 {

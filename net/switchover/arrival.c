@@ -16,8 +16,8 @@
  *                                     its new location is announced
  *   barrier    the source's frames    the source has sent all that had reached
  *                                     it when the announcement did (DONE)
- *   settling   both, the source's     the source has been silent for QUIET_US;
- *              first                  without vhost, at once
+ *   settling   both, the source's     WATCH_US have passed, and, with vhost,
+ *              first                  the source has been silent for QUIET_US
  *   over       direct frames, by      a frame of the source comes: settling
  *              vhost
  *
@@ -27,10 +27,12 @@
  * (announce_held of the netdev): they come before the VM runs, and the network
  * would bring frames that overtake the source's.
  *
- * Broadcast and multicast frames reach both hosts.  Each is to come once: those
- * of both ways are matched by their bytes, once per occurrence.  What lies in
- * this host's queue when the VM starts, and is older than the switchover, the
- * guest has had at the source.
+ * A frame that the network brings to both hosts is to come once
+ * (duplicates.c).  What came directly before the VM has stopped, its guest has
+ * had at the source, or not, if the network has switched so early: then no
+ * unicast comes from the source.  That the VM has stopped is known here a bit
+ * later.  So what came just before that is dropped only if the network floods.
+ * Broadcasts and multicast that came before are dropped in any case.
  */
 
 #include "qemu/osdep.h"
@@ -38,6 +40,7 @@
 #include "migration/client-options.h"
 #include "migration/misc.h"
 #include "net/announce.h"
+#include "net/switchover/duplicates.h"
 #include "net/vhost_net.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
@@ -49,14 +52,14 @@
 /* How long the source must be silent before vhost starts */
 #define QUIET_US (20 * 1000)
 
+/* How long after the announcement it is watched what comes by both ways */
+#define WATCH_US (300 * 1000)
+
 /* How long the barrier may take without a frame of the source */
 #define BARRIER_US (1000 * 1000)
 
 /* Reads of the chardev when the VM starts, at most: of 64 KiB each */
 #define CATCH_UP_READS 64
-
-/* Different broadcast and multicast frames that are remembered, at most */
-#define GROUPS_MAX 65536
 
 typedef enum SwitchoverPhase {
     PHASE_WAITING,
@@ -86,8 +89,11 @@ struct SwitchoverArrival {
     uint64_t acknowledged;      /* the last number that the source was told */
     AnnounceTimer announce;
 
-    /* Hash of a frame -> how many more times it came from the source */
-    GHashTable *groups;
+    SwitchoverDuplicates duplicates;
+    bool unicast;               /* such a frame came from the source */
+    int64_t announced;          /* when the guest was announced, in us */
+    uint64_t announced_own;     /* frame of own that came after that */
+    uint64_t judged;            /* frame of own that was not looked at yet */
     uint64_t in_packets;        /* frames of the source */
     uint64_t in_bytes;          /* their length without vnet headers */
     uint64_t flooded;           /* frames that came both ways, dropped once */
@@ -119,55 +125,50 @@ static void arrival_set_phase(SwitchoverArrival *a, SwitchoverPhase phase)
 
 /* What reaches both hosts */
 
-/* FNV-1a, of 64 bits */
-static uint64_t arrival_hash(const uint8_t *frame, size_t len)
-{
-    uint64_t hash = 0xcbf29ce484222325;
-
-    for (size_t i = 0; i < len; i++) {
-        hash = (hash ^ frame[i]) * 0x100000001b3;
-    }
-    return hash;
-}
-
-/*
- * The frame came from the source, or (@step -1) directly.  Returns whether it
- * has come the other way before.
- */
-static bool arrival_is_known(SwitchoverArrival *a, const uint8_t *frame,
-                             size_t len, int step)
-{
-    void *key = (void *)(uintptr_t)arrival_hash(frame, len);
-    int n = GPOINTER_TO_INT(g_hash_table_lookup(a->groups, key));
-
-    if (n + step == 0) {
-        g_hash_table_remove(a->groups, key);
-    } else if (g_hash_table_size(a->groups) < GROUPS_MAX) {
-        g_hash_table_insert(a->groups, key, GINT_TO_POINTER(n + step));
-    }
-    return (n < 0) != (step < 0) && n;
-}
-
-static bool arrival_is_group(const uint8_t *frame, size_t len)
-{
-    return len && (frame[0] & 1);
-}
-
 bool switchover_arrival_drops_direct(SwitchoverArrival *a,
                                      const SwitchoverFrame *f)
 {
     const uint8_t *frame = f->data + f->hdr_len;
     size_t len = f->len - f->hdr_len;
+    bool unicast = switchover_frame_class(frame, len) == SWITCHOVER_UNICAST;
+    bool early = f->number < a->sw->early;
+    bool stale = f->number < a->sw->stale;
+    int64_t since = f->number < a->announced_own ? 0 : a->announced;
+    bool drop;
 
-    if (!arrival_is_group(frame, len) ||
-        !(a->t->connected || g_hash_table_size(a->groups))) {
+    if (f->number < a->judged || !(a->t->connected || a->in_packets)) {
         return false;
     }
-    if (f->number < a->sw->stale || arrival_is_known(a, frame, len, -1)) {
-        a->flooded++;
+    a->judged = f->number + 1;
+    drop = switchover_duplicates_direct(&a->duplicates, frame, len,
+                                        g_get_monotonic_time(), since,
+                                        a->t->connected && !early);
+    drop |= early && (!unicast || (stale && a->unicast) ||
+                       a->duplicates.matched[SWITCHOVER_UNICAST]);
+    a->flooded += drop;
+    return drop;
+}
+
+/* Has a frame of the source come directly, or does it still come? */
+static bool arrival_drops(SwitchoverArrival *a, const uint8_t *frame,
+                          size_t len)
+{
+    SwitchoverFrameClass class = switchover_frame_class(frame, len);
+    bool seen = a->phase != PHASE_OVER ||
+                (a->sw->delivering && !a->sw->closing);
+
+    a->unicast |= class == SWITCHOVER_UNICAST;
+    if (!seen && switchover_duplicates_expects(&a->duplicates, class)) {
         return true;
     }
-    return false;
+    return switchover_duplicates_from_source(&a->duplicates, frame, len,
+                                             g_get_monotonic_time());
+}
+
+void switchover_arrival_finished(SwitchoverArrival *a)
+{
+    switchover_duplicates_settle(&a->duplicates, g_get_monotonic_time());
+    a->announced_own = a->judged = 0;
 }
 
 static void arrival_acknowledge(SwitchoverArrival *a);
@@ -188,9 +189,7 @@ static void arrival_frame(void *opaque, unsigned queue, size_t hdr_len,
     a->in_packets++;
     a->in_bytes += len - hdr_len;
     a->since = g_get_monotonic_time();
-    if (arrival_is_group(frame, len - hdr_len) &&
-        (a->phase == PHASE_OVER ||
-         arrival_is_known(a, frame, len - hdr_len, 1))) {
+    if (arrival_drops(a, frame, len - hdr_len)) {
         a->flooded++;
         a->base++;
         if (a->phase == PHASE_OVER) {
@@ -239,7 +238,9 @@ static void arrival_start(SwitchoverArrival *a, uint64_t number)
     if (a->phase == PHASE_WAITING && !goes_on) {
         /* Of an earlier attempt, whose guest has had these frames */
         switchover_backlog_clear(&a->theirs);
-        g_hash_table_remove_all(a->groups);
+        switchover_duplicates_clear(&a->duplicates);
+        a->unicast = false;
+        switchover_arrives(a->sw);
     }
     a->control = true;
     a->done = false;
@@ -314,6 +315,9 @@ static void arrival_announce(SwitchoverArrival *a)
     AnnounceParameters params = *migrate_announce_params();
 
     a->sw->nc->announce_held = false;
+    a->announced = g_get_monotonic_time();
+    a->announced_own = a->sw->own.head +
+                       switchover_backlog_frames(&a->sw->own);
     if (nic) {
         name.value = nic->name;
         params.has_interfaces = true;
@@ -353,9 +357,12 @@ static bool arrival_has_passed_barrier(SwitchoverArrival *a)
 
 static bool arrival_is_settled(SwitchoverArrival *a)
 {
+    int64_t now = g_get_monotonic_time();
+
     return !switchover_backlog_frames(&a->theirs) &&
-           (!arrival_has_vhost(a) || !a->t->connected ||
-            g_get_monotonic_time() - a->since > QUIET_US);
+           (!a->t->connected ||
+            ((!a->control || now - a->announced > WATCH_US) &&
+             (!arrival_has_vhost(a) || now - a->since > QUIET_US)));
 }
 
 void switchover_arrival_step(SwitchoverArrival *a)
@@ -367,6 +374,7 @@ void switchover_arrival_step(SwitchoverArrival *a)
     }
     if (a->phase == PHASE_BARRIER && arrival_has_passed_barrier(a)) {
         arrival_set_phase(a, PHASE_SETTLING);
+        a->sw->drain_us = g_get_monotonic_time() - a->sw->started;
     }
     if (a->phase == PHASE_SETTLING && arrival_is_settled(a)) {
         arrival_set_phase(a, PHASE_OVER);
@@ -396,6 +404,7 @@ void switchover_arrival_after_start(SwitchoverArrival *a)
             break;
         }
     }
+    a->flooded += switchover_arrived(a->sw, a->unicast);
     a->announce_at = a->theirs.tail;
     arrival_set_phase(a, PHASE_BACKLOG);
 }
@@ -493,7 +502,7 @@ SwitchoverArrival *switchover_arrival_new(NetClientState *netdev,
     a->enabled = true;
     a->paused = !autostart;
     a->control = a->awaits_first = t->introduced;
-    a->groups = g_hash_table_new(NULL, NULL);
+    switchover_duplicates_init(&a->duplicates);
     switchover_backlog_init(&a->theirs);
     sw->arrival = a;
     netdev->announce_held = true;
@@ -516,7 +525,7 @@ void switchover_arrival_free(SwitchoverArrival *a)
     sw->nc->announce_held = false;
     switchover_put(sw);
     switchover_backlog_destroy(&a->theirs);
-    g_hash_table_unref(a->groups);
+    switchover_duplicates_destroy(&a->duplicates);
     g_free(a);
 }
 

@@ -63,6 +63,9 @@ void switchover_arrival_step(SwitchoverArrival *a);
 /* For switchover.c: is there a reason for vhost to wait?  BQL. */
 bool switchover_arrival_is_over(SwitchoverArrival *a);
 
+/* For switchover.c: vhost, or QEMU's own reading, is about to begin.  BQL. */
+void switchover_arrival_finished(SwitchoverArrival *a);
+
 /* For switchover.c: the guest takes nothing: announce it all the same.  BQL. */
 void switchover_arrival_hurry(SwitchoverArrival *a);
 

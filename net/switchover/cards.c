@@ -401,6 +401,9 @@ GByteArray *switchover_get_cards(void)
                  switchover_link_cards(outgoing) : 0;
     bool any = false;
 
+    if (outgoing_told) {
+        return NULL;
+    }
     for (unsigned i = 0; i < n; i++) {
         SwitchoverCard *card = outgoing_card(i);
         uint8_t len = card ? strlen(card->name) : 0;
@@ -464,6 +467,27 @@ void switchover_cards_read(void)
 
 /* The destination */
 
+static void incoming_clear(void)
+{
+    SwitchoverCard *card;
+
+    QTAILQ_FOREACH(card, &cards, next) {
+        g_clear_pointer(&card->arrival, switchover_arrival_free);
+    }
+    g_clear_pointer(&incoming, switchover_link_free);
+}
+
+/* A migration to here has failed */
+static void incoming_forget(void)
+{
+    SwitchoverCard *card;
+
+    incoming_clear();
+    QTAILQ_FOREACH(card, &cards, next) {
+        g_clear_pointer(&card->expected, switchover_put);
+    }
+}
+
 /* A VM may arrive whose packets are saved */
 static void incoming_expect(NICState *nic, void *opaque)
 {
@@ -472,12 +496,13 @@ static void incoming_expect(NICState *nic, void *opaque)
 
     if (sw && !sw->source && !sw->arrival) {
         card->expected = sw;
-        switchover_expect(sw);
+        switchover_expect(sw, HOLD_LIMIT);
     }
 }
 
 uint32_t switchover_answer(QEMUFile *f, uint32_t value)
 {
+    switchover_expect_all();
     if ((value & MARK_MASK) != PING_MARK || !migrate_switchover_packets() ||
         !switchover_link_is_possible(qemu_file_get_ioc(f))) {
         return value;
@@ -519,18 +544,14 @@ static void incoming_add(NICState *nic, void *opaque)
         return;
     }
     card_get_stats(card, false, &card->before);
+    switchover_arrives(switchover_arrival_get(card->arrival));
 }
 
 int switchover_load_cards(QEMUFile *f, size_t len)
 {
-    SwitchoverCard *card;
     char name[256];
 
-    QTAILQ_FOREACH(card, &cards, next) {
-        /* Of an earlier attempt */
-        g_clear_pointer(&card->arrival, switchover_arrival_free);
-    }
-    g_clear_pointer(&incoming, switchover_link_free);
+    incoming_clear();
     incoming = switchover_link_new(false);
     incoming_unreported = true;
     switchover_link_set_heard(incoming);
@@ -591,6 +612,10 @@ bool switchover_keep_channel(QEMUFile *f, bool ended)
     bool reads = !qemu_file_is_writable(f);
     SwitchoverLink **link;
 
+    if (ended && reads && runstate_check(RUN_STATE_INMIGRATE)) {
+        incoming_forget();
+        return false;
+    }
     if (incoming && bql_locked()) {
         /* The connection may be another one; the return path has ended */
         switchover_link_use_messages(incoming, NULL);

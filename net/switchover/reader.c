@@ -15,7 +15,8 @@
  * at 50,000 frames/s.
  *
  * When a backlog reaches its limit, its queues are no longer polled: frames
- * stay in the kernel, which counts those that it has no room for.
+ * stay in the kernel, which counts those that it has no room for.  While a VM
+ * is on its way here, old frames are of less use than new ones, and give way.
  */
 
 #include "qemu/osdep.h"
@@ -35,9 +36,26 @@
 #define ANNOUNCED_US 2000
 #define ANNOUNCED_MAX_US 20000
 
+/* How long a frame is recent */
+#define RECENT_US (100 * 1000)
+
 static bool port_reads(SwitchoverPort *port)
 {
     return port->reading && !port->full;
+}
+
+static bool port_has_room(SwitchoverPort *port)
+{
+    SwitchoverBacklog *b = port->backlog;
+
+    while (switchover_backlog_bytes(b) >= port->limit) {
+        if (b->head >= MIN(port->old, b->tail)) {
+            return false;
+        }
+        switchover_backlog_pop(b, b->head + 1);
+        port->overwritten++;
+    }
+    return true;
 }
 
 /* Read some frames from one queue; returns whether it is empty now */
@@ -51,7 +69,7 @@ static bool port_read_queue(SwitchoverPort *port, unsigned queue, uint64_t *n)
         if (switchover_threads_pausing()) {
             break;
         }
-        if (switchover_backlog_bytes(port->backlog) >= port->limit) {
+        if (!port_has_room(port)) {
             port->full = true;
             return false;
         }
@@ -92,7 +110,7 @@ bool switchover_reader_prepare(SwitchoverPort *port, GArray *fds)
         port->rest = false;
         return true;
     }
-    port->full = switchover_backlog_bytes(port->backlog) >= port->limit;
+    port->full = !port_has_room(port);
     for (unsigned i = 0; port_reads(port) && i < port->n_queues; i++) {
         GPollFD pollfd = { .fd = port->queues[i].fd, .events = G_IO_IN };
 
@@ -101,11 +119,33 @@ bool switchover_reader_prepare(SwitchoverPort *port, GArray *fds)
     return port->announced;
 }
 
+uint64_t switchover_reader_recent(SwitchoverPort *port)
+{
+    int64_t now = g_get_monotonic_time();
+
+    return now - port->last_read > RECENT_US ? port->backlog->tail :
+           port->mark[now - port->marked <= RECENT_US];
+}
+
+static void port_mark(SwitchoverPort *port, int64_t now)
+{
+    if (now - port->marked > RECENT_US) {
+        port->marked = now;
+        port->mark[1] = now - port->last_read > RECENT_US ?
+                        port->backlog->tail : port->mark[0];
+        port->mark[0] = port->backlog->tail;
+    }
+    if (port->ages) {
+        port->old = switchover_reader_recent(port);
+    }
+}
+
 void switchover_reader_turn(SwitchoverPort *port)
 {
     bool empty = true;
     uint64_t n = 0;
 
+    port_mark(port, g_get_monotonic_time());
     for (unsigned i = 0; port_reads(port) && i < port->n_queues; i++) {
         empty &= port_read_queue(port, i, &n);
     }

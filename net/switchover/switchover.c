@@ -53,6 +53,7 @@
 #include "net/switchover/arrival.h"
 #include "net/switchover/cards.h"
 #include "net/switchover.h"
+#include "net/switchover/reader.h"
 #include "net/switchover/source.h"
 #include "net/vhost_net.h"
 #include "qapi/error.h"
@@ -118,6 +119,21 @@ void switchover_count_drop(Switchover *sw, uint64_t *counter, uint64_t n,
 }
 
 
+static Switchover *switchover_find(NetClientState *nc)
+{
+    Switchover *sw;
+
+    QTAILQ_FOREACH(sw, &switchovers, next) {
+        for (unsigned i = 0; i < sw->n_queues; i++) {
+            if (sw->queues[i] == nc) {
+                return sw;
+            }
+        }
+    }
+    return NULL;
+}
+
+
 /* The kernel's counter */
 
 /*
@@ -149,7 +165,6 @@ static bool switchover_tx_dropped(Switchover *sw, uint64_t *dropped)
 void switchover_look_at_queue(Switchover *sw, bool count)
 {
     uint64_t dropped;
-
     if (!switchover_tx_dropped(sw, &dropped)) {
         return;
     }
@@ -230,13 +245,10 @@ static void switchover_set_reading(Switchover *sw, bool reading)
     switchover_threads_resume();
 }
 
-/*
- * A VM has arrived: broadcasts that are in the queue now came before it did,
- * and its source has sent them
- */
+/* A VM arrives: what is in the queues now came before it stopped */
 static void switchover_sweep(Switchover *sw)
 {
-    sw->stale = 0;
+    sw->early = sw->stale = 0;
     if (!sw->arrival || sw->vm_running || sw->begun || !sw->has_fds) {
         return;
     }
@@ -252,7 +264,7 @@ static void switchover_sweep(Switchover *sw)
             qatomic_inc(&sw->port.read);
         }
     }
-    sw->stale = sw->own.tail;
+    sw->early = sw->own.tail;
 }
 
 /* What QEMU has read and the NIC not taken: one packet for each queue */
@@ -277,19 +289,10 @@ void switchover_prepare(Switchover *sw)
     }
 }
 
-/* From now on the reader reads, and QEMU does not */
-static void switchover_take(Switchover *sw)
+/* The guest decides which queues there are */
+static void switchover_set_queues(Switchover *sw)
 {
     size_t hdr_len;
-
-    if (sw->taken) {
-        return;
-    }
-    switchover_take_queued(sw);
-    switchover_poll(sw, false);
-    sw->taken = true;
-    sw->closing = false;
-    sw->looked = 0;
 
     switchover_threads_pause();
     for (unsigned i = 0; sw->has_fds && i < sw->n_queues; i++) {
@@ -298,11 +301,137 @@ static void switchover_take(Switchover *sw)
         sw->port.queues[i].fd = nc->info->get_read_fd(nc, &hdr_len);
         sw->port.queues[i].hdr_len = hdr_len;
     }
-    sw->port.reading = false;
     switchover_threads_resume();
-    switchover_sweep(sw);
+}
+
+/* And how long a vnet header is */
+void switchover_set_vnet_hdr_len(NetClientState *nc, int len)
+{
+    Switchover *sw = switchover_find(nc);
+
+    switchover_threads_pause();
+    qemu_set_vnet_hdr_len(nc, len);
+    for (unsigned i = 0; sw && sw->taken && i < sw->n_queues; i++) {
+        sw->port.queues[i].hdr_len = len;
+    }
+    switchover_threads_resume();
+}
+
+/* QEMU does not read from now on */
+static void switchover_stop_polling(Switchover *sw)
+{
+    switchover_look_at_queue(sw, false);
+    switchover_take_queued(sw);
+    switchover_poll(sw, false);
+    sw->taken = true;
+    sw->closing = false;
+    sw->looked = 0;
+    switchover_set_reading(sw, false);
+}
+
+static void switchover_start_reading(Switchover *sw)
+{
     switchover_set_reading(sw, sw->has_fds);
     switchover_prepare(sw);
+}
+
+/* The reader reads, and QEMU does not */
+static void switchover_take(Switchover *sw)
+{
+    if (!sw->taken) {
+        switchover_stop_polling(sw);
+        switchover_set_queues(sw);
+        switchover_sweep(sw);
+    } else {
+        switchover_set_queues(sw);
+    }
+    switchover_start_reading(sw);
+}
+
+/* No VM has arrived: drop what earlier attempts have left */
+static void switchover_start_over(Switchover *sw)
+{
+    switchover_stop_polling(sw);
+    switchover_backlog_clear(&sw->own);
+    switchover_set_queues(sw);
+    switchover_sweep(sw);
+    sw->missed = 0;
+    sw->arriving = true;
+    sw->port.overwritten = sw->port.old = 0;
+    sw->port.mark[0] = sw->port.mark[1] = 0;
+}
+
+void switchover_expect(Switchover *sw, uint64_t limit)
+{
+    if (sw->vm_running || sw->begun || sw->port.reading) {
+        return;
+    }
+    for (unsigned i = 0; i < sw->n_queues; i++) {
+        NetClientState *nc = sw->queues[i];
+
+        if (nc->peer) {
+            qemu_net_queue_purge(nc->peer->incoming_queue, nc);
+        }
+    }
+    sw->port.limit = limit;
+    switchover_start_over(sw);
+    sw->port.ages = true;
+    switchover_start_reading(sw);
+}
+
+void switchover_expect_all(void)
+{
+    Switchover *sw;
+
+    QTAILQ_FOREACH(sw, &switchovers, next) {
+        if (sw->arrival) {
+            switchover_expect(sw, sw->port.limit);
+        }
+    }
+}
+
+void switchover_arrives(Switchover *sw)
+{
+    uint64_t dropped = sw->queue_drops;
+
+    if (sw->vm_running || sw->begun) {
+        return;
+    }
+    if (!sw->port.reading) {
+        /* Maybe of a migration to elsewhere, by a filter: start no thread */
+        switchover_start_over(sw);
+        return;
+    }
+    switchover_look_at_queue(sw, false);
+    switchover_threads_pause();
+    sw->early = sw->own.tail;
+    sw->stale = sw->port.old = switchover_reader_recent(&sw->port);
+    sw->port.ages = false;
+    sw->missed += sw->port.overwritten + sw->queue_drops - dropped;
+    sw->port.overwritten = 0;
+    switchover_threads_resume();
+}
+
+uint64_t switchover_arrived(Switchover *sw, bool had_stale)
+{
+    uint64_t stale = 0, missed = sw->missed;
+
+    switchover_threads_pause();
+    sw->port.ages = false;
+    sw->port.old = 0;
+    if (had_stale) {
+        missed = 0;
+        stale = MAX(sw->own.head, sw->stale) - sw->own.head;
+        switchover_backlog_pop(&sw->own, sw->stale);
+    } else {
+        missed += sw->port.overwritten;
+    }
+    switchover_threads_resume();
+    switchover_count_drop(sw, &sw->dropped.queue_full, missed,
+                          "more came before the VM than is kept");
+    sw->missed = 0;
+    sw->arriving = false;
+    return stale;
 }
 
 static void switchover_remove_port(Switchover *sw)
@@ -468,20 +597,6 @@ static void switchover_count_delivered(Switchover *sw, SwitchoverBacklog *b)
     sw->progress = g_get_monotonic_time();
 }
 
-static Switchover *switchover_find(NetClientState *nc)
-{
-    Switchover *sw;
-
-    QTAILQ_FOREACH(sw, &switchovers, next) {
-        for (unsigned i = 0; i < sw->n_queues; i++) {
-            if (sw->queues[i] == nc) {
-                return sw;
-            }
-        }
-    }
-    return NULL;
-}
-
 /* The frame that waited in the NIC's queue was taken, or (0) purged */
 static void switchover_sent(NetClientState *nc, ssize_t ret)
 {
@@ -534,12 +649,18 @@ static SwitchoverBacklog *switchover_next(Switchover *sw, SwitchoverFrame *f)
 static void switchover_finish(Switchover *sw)
 {
     sw->delivering = false;
-    sw->drain_us = g_get_monotonic_time() - sw->started;
+    if (!sw->arrival || sw->give_back) {
+        sw->drain_us = g_get_monotonic_time() - sw->started;
+    }
     timer_del(sw->timer);
+    switchover_look_at_queue(sw, true);
     switchover_release(sw);
     switchover_remove_port(sw);
-    sw->give_back = sw->stale = 0;
+    sw->give_back = sw->early = sw->stale = 0;
     switchover_backlog_clear(&sw->own);
+    if (sw->arrival) {
+        switchover_arrival_finished(sw->arrival);
+    }
     switchover_set_vhost_held(sw, false);
     trace_switchover_finish(sw->nc->name, sw->delivered, sw->given_back,
                             sw->direct, sw->drain_us);
@@ -698,18 +819,6 @@ void switchover_update_idle(Switchover *sw)
     }
 }
 
-void switchover_expect(Switchover *sw)
-{
-    for (unsigned i = 0; i < sw->n_queues; i++) {
-        NetClientState *nc = sw->queues[i];
-
-        if (nc->peer) {
-            qemu_net_queue_purge(nc->peer->incoming_queue, nc);
-        }
-    }
-    switchover_poll(sw, false);
-}
-
 void switchover_begin(Switchover *sw)
 {
     if (sw->begun || !sw->source ||
@@ -791,6 +900,8 @@ static void switchover_vm_after(void *opaque, bool running, RunState state)
         sw->vm_running = true;
         if (sw->arrival) {
             switchover_arrival_after_start(sw->arrival);
+        } else if (sw->arriving) {
+            switchover_arrived(sw, false);
         }
         if (sw->delivering) {
             switchover_deliver(sw);
@@ -964,7 +1075,7 @@ static void switchover_shutdown(Notifier *notifier, void *data)
 
 void switchover_get_stats(Switchover *sw, SwitchoverStats *stats)
 {
-    if (sw->begun) {
+    if (sw->taken) {
         switchover_look_at_queue(sw, true);
     }
     memset(stats, 0, sizeof(*stats));
@@ -1075,6 +1186,10 @@ void switchover_put(Switchover *sw)
     switchover_recall(sw);
     switchover_release(sw);
     switchover_remove_port(sw);
+    if (sw->arriving) {
+        /* No VM has arrived that these could be for */
+        switchover_backlog_clear(&sw->own);
+    }
     switchover_count_drop(sw, &sw->dropped.no_peer,
                           switchover_backlog_frames(&sw->own),
                           "not acknowledged when its filter, or QEMU, ended");

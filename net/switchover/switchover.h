@@ -94,7 +94,10 @@ typedef struct Switchover {
     uint64_t direct;            /* frames of this host's queues, likewise */
     uint64_t given_back;        /* frames that were saved, and not needed */
     uint64_t give_back;         /* frames of own before this one were saved */
-    uint64_t stale;             /* and before this one older than the VM */
+    uint64_t early;             /* and before this one came before the stop */
+    uint64_t stale;             /* and before this one long before it */
+    uint64_t missed;            /* frames before that which were not kept */
+    bool arriving;              /* frames are for a VM that has not arrived */
     SwitchoverDrops dropped;
 
     int dev_fd;                 /* /proc/self/net/dev, or -1 */
@@ -149,13 +152,36 @@ void switchover_go_on(Switchover *sw);
 void switchover_update_idle(Switchover *sw);
 
 /**
+ * switchover_arrives:
+ * @sw: the switchover of a VM that arrives here
+ *
+ * The VM has stopped at its source.  What is read from now on is news.
+ */
+void switchover_arrives(Switchover *sw);
+
+/**
+ * switchover_arrived:
+ * @sw: the switchover of a VM that has just started here
+ * @had_stale: its guest has had, at the source, what came before it stopped
+ *
+ * All that is read from now on is kept.
+ *
+ * Returns: how many frames were dropped as the guest has had them
+ */
+uint64_t switchover_arrived(Switchover *sw, bool had_stale);
+
+/**
  * switchover_expect:
  * @sw: the switchover of a VM that may arrive here
+ * @limit: bytes of frames that are kept, at most
  *
- * QEMU does not read the queues before it runs, as in switchover_update_idle().
- * What it has read already, a packet or none of each, is too old to be of use.
+ * The network may switch before the VM stops: read the queues from now on, and
+ * keep the newest frames.  What is in them already is too old to be of use.
  */
-void switchover_expect(Switchover *sw);
+void switchover_expect(Switchover *sw, uint64_t limit);
+
+/* Likewise each netdev with a filter for the frames of a source */
+void switchover_expect_all(void);
 
 /**
  * switchover_begin:

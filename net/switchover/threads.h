@@ -37,6 +37,7 @@ struct SwitchoverPort {
 
     SwitchoverBacklog *backlog; /* where frames go */
     size_t limit;               /* of its bytes: reading stops there */
+    uint64_t old;               /* frames before that give way instead */
     QEMUBH *bh;                 /* scheduled when frames have come; or NULL */
     unsigned n_queues;
     SwitchoverPortQueue *queues;
@@ -48,6 +49,10 @@ struct SwitchoverPort {
     int64_t announced;          /* when ANNOUNCED came, in us; 0: DONE is out */
     int64_t last_read;          /* when the last frame was read, in us */
     uint64_t emptied;           /* number of the frame behind the last DONE */
+    bool ages;                  /* frames become old */
+    int64_t marked;             /* when mark was set, in us */
+    uint64_t mark[2];           /* the tail then, and the time before */
+    uint64_t overwritten;       /* frames that gave way so far */
     uint64_t read;              /* frames read so far; atomic */
     uint64_t invalid;           /* frames without payload; atomic */
 

@@ -43,8 +43,10 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include "af-packet-guest.h"
+#include "qobject/qbool.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
+#include "qobject/qstring.h"
 #include "qemu/atomic.h"
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
@@ -68,6 +70,7 @@ typedef struct Setup {
     bool no_return_path;
     bool no_filter;             /* frames go by the migration's connection */
     bool refused;               /* and the destination has a filter */
+    bool hub;                   /* another destination may come, too */
     const char *source;         /* more of its filter, or NULL */
     const char *arrival;        /* likewise */
 } Setup;
@@ -116,10 +119,14 @@ static void to_start(Pair *p, const char *machine_options)
 /* @listens: the source waits for the destination to connect, not vice versa */
 static void from_start(Pair *p)
 {
+    static const char hub[] =
+        "-chardev socket,id=m1,path=/nonexistent,reconnect-ms=100 "
+        "-chardev hub,id=hub,chardevs.0=m0,chardevs.1=m1";
     g_autofree char *filter =
-        g_strdup_printf("-chardev socket,id=m0,path=%s,reconnect-ms=100 "
-                        "-object filter-redirector,id=cap0,netdev=n0,outdev=m0"
+        g_strdup_printf("-chardev socket,id=m0,path=%s,reconnect-ms=100 %s "
+                        "-object filter-redirector,id=cap0,netdev=n0,outdev=%s"
                         ONLY_STOPPED ",vnet_hdr_support=on%s", p->m0,
+                        p->setup.hub ? hub : "", p->setup.hub ? "hub" : "m0",
                         p->setup.source ?: "");
     g_autofree char *options =
         g_strdup_printf("-name from,debug-threads=on %s",
@@ -561,6 +568,7 @@ static const Setup completes[] = {
     { "no-return-path", .no_return_path = true },
     { "paused", .paused = true },
     { "limit", .arrival = ",hold_limit=1000" },
+    { "hub", .hub = true },
 };
 
 /*
@@ -1323,6 +1331,57 @@ static void assert_refused(Env *e, const char *props, const char *message)
     g_assert_cmpstr(desc, ==, message);
 }
 
+static void assert_fixed(Env *e, const char *option, QObject *value)
+{
+    g_autofree char *desc =
+        error_desc(qtest_qmp(e->qts, "{ 'execute': 'qom-set', 'arguments':"
+                             " { 'path': '/objects/f1', 'property': %s,"
+                             " 'value': %p } }", option, value));
+    g_autofree char *message = g_strdup_printf("the '%s' of a filter cannot "
+                                               "be changed", option);
+
+    g_assert_cmpstr(desc, ==, message);
+}
+
+/* A filter stays what it was made to be */
+static void assert_all_fixed(Env *e)
+{
+    static const char *const names[] = { "netdev", "indev", "outdev" };
+    g_autoptr(QDict) before = NULL, after = NULL;
+
+    before = qtest_qmp(e->qts, "{ 'execute': 'query-netfilter-stats' }");
+    for (int i = 0; i < ARRAY_SIZE(names); i++) {
+        assert_fixed(e, names[i], QOBJECT(qstring_from_str("other")));
+    }
+    assert_fixed(e, "vnet_hdr_support", QOBJECT(qbool_from_bool(true)));
+    after = qtest_qmp(e->qts, "{ 'execute': 'query-netfilter-stats' }");
+    g_assert_true(qobject_is_equal(QOBJECT(before), QOBJECT(after)));
+}
+
+/* Chardevs that change what is sent */
+static void assert_chardevs_refused(Env *e, const char *option)
+{
+    static const char *const kinds[] = { "mux", "telnet" };
+
+    for (int i = 0; i < ARRAY_SIZE(kinds); i++) {
+        g_autofree char *props =
+            g_strdup_printf("netdev=n0,%s=%s0%s", option, kinds[i],
+                            strcmp(option, "indev") ? ONLY_STOPPED : "");
+        g_autofree char *message =
+            g_strdup_printf("'%s': chardev '%s0' has %s=on, which changes what "
+                            "is sent; give the filter a chardev without",
+                            option, kinds[i], kinds[i]);
+
+        assert_refused(e, props, message);
+    }
+}
+
+#define CHARDEVS_REFUSED                                            \
+    "-chardev socket,id=mux0,mux=on,host=127.0.0.1,port=0,"         \
+    "server=on,wait=off "                                           \
+    "-chardev socket,id=telnet0,telnet=on,host=127.0.0.1,port=0,"   \
+    "server=on,wait=off "
+
 static void test_errors(void)
 {
     static const char message[] = "netdev 'n0' has filter-redirector 'f0' for "
@@ -1331,7 +1390,8 @@ static void test_errors(void)
     static const char no_limit[] = "'hold_limit' must be at least 1 byte";
     Env e;
 
-    env_start(&e, 1, "");
+    env_start(&e, 1, CHARDEVS_REFUSED);
+    assert_chardevs_refused(&e, "outdev");
     filter_add(&e, "f0", "netdev=n0,outdev=c0" ONLY_STOPPED);
     assert_refused(&e, "netdev=n0,outdev=c1" ONLY_STOPPED, message);
     assert_refused(&e, "netdev=n0,in_netdev=n0,outdev=c1" ONLY_STOPPED,
@@ -1342,6 +1402,7 @@ static void test_errors(void)
     filter_del(&e, "f0");
     /* The other one is as good as the first */
     filter_add(&e, "f1", "netdev=n0,outdev=c1" ONLY_STOPPED);
+    assert_all_fixed(&e);
     filter_del(&e, "f1");
 
     for (int i = 0; i < 2; i++) {
@@ -1358,7 +1419,8 @@ static void test_errors(void)
 
     /* And for what arrives */
     env_init(&e);
-    env_start_full(&e, 1, true, "none", "-incoming defer");
+    env_start_full(&e, 1, true, "none", "-incoming defer " CHARDEVS_REFUSED);
+    assert_chardevs_refused(&e, "indev");
     filter_add(&e, "f0", "netdev=n0,indev=c0");
     assert_refused(&e, "netdev=n0,indev=c1", "netdev 'n0' has "
                    "filter-redirector 'f0' for the frames of its VM's source "
@@ -1660,17 +1722,246 @@ static void test_refused(const void *data)
 }
 
 
+/* Networks that send to both hosts, or to the other one early */
+
+static void set_bandwidth(Guest *g, int64_t rate)
+{
+    qtest_qmp_assert_success(g->e.qts, "{ 'execute': 'migrate-set-parameters',"
+                             " 'arguments': { 'max-bandwidth': %" PRId64
+                             " } }", rate);
+}
+
+/* A migration begins, and the source goes on */
+static void pair_begin(Pair *p)
+{
+    pair_start(p, &p->setup);
+    set_bandwidth(&p->from, 4096);
+    collect_begin(p);
+    migration_start(&p->from.e, p->uri);
+    wait_reader(&p->to);
+}
+
+/*
+ * What has been sent to the destination since then is old when the VM stops.
+ * The guest must not take frames at the source meanwhile: what it writes to its
+ * memory is not sent again.
+ */
+static void pair_stop_later(Pair *p, uint64_t taken)
+{
+    int64_t end;
+
+    patience_begin();
+    while (if_tx_packets("qtap1") < taken) {
+        patience_check();
+    }
+    end = g_get_monotonic_time() + 300 * 1000;
+    while (g_get_monotonic_time() < end) {
+        vm_answers(&p->to.e);
+    }
+    set_bandwidth(&p->from, 1 << 30);
+    qtest_qmp_eventwait(p->from.e.qts, "STOP");
+    wait_migration(&p->from.e, "pre-switchover");
+}
+
+static void pair_go_on(Pair *p)
+{
+    migrate_continue(&p->from.e);
+    pair_arrive(p);
+    collect_announced(p, 0);
+}
+
+static void send_both(Pair *p, uint32_t begin, uint32_t end)
+{
+    for (; begin < end; begin++) {
+        send_range(&p->from, begin, begin + 1);
+        send_range(&p->to, begin, begin + 1);
+    }
+}
+
+static void network_end(Pair *p)
+{
+    assert_no_more(p, &p->to);
+    wait_no_threads(&p->to);
+    assert_no_more(p, &p->to);
+    g_assert_cmpuint(pair_stat(p, &p->to, "dropped", "queue-full"), ==, 0);
+    pair_stop(p, &p->to);
+}
+
+/* It floods throughout */
+static void test_flooding(const void *data)
+{
+    Pair p = { .setup = setup_of(data) };
+    uint64_t taken;
+
+    pair_begin(&p);
+    taken = if_tx_packets("qtap1");
+    send_range(&p.to, 1000, 1000 + MANY);
+    pair_stop_later(&p, taken + MANY);
+    send_both(&p, 2000, 2000 + MANY);
+    pair_go_on(&p);
+    collect(&p, &p.to, MANY);
+    assert_got(&p, 0, 2000, 2000 + MANY);
+    /* As long as the source lives */
+    send_both(&p, 3000, 3000 + MANY);
+    collect(&p, &p.to, 2 * MANY);
+    assert_got(&p, MANY, 3000, 3000 + MANY);
+    network_end(&p);
+}
+
+/* It has flooded until it knew where the guest was */
+static void test_unlearned(const void *data)
+{
+    Pair p = { .setup = setup_of(data) };
+    uint64_t taken;
+
+    pair_begin(&p);
+    taken = if_tx_packets("qtap1");
+    send_range(&p.to, 1000, 1000 + MANY);
+    pair_stop_later(&p, taken + MANY);
+    send_range(&p.from, 2000, 2000 + MANY);
+    pair_go_on(&p);
+    send_range(&p.to, 3000, 3000 + MANY);
+    collect(&p, &p.to, 2 * MANY);
+    assert_got(&p, 0, 2000, 2000 + MANY);
+    assert_got(&p, MANY, 3000, 3000 + MANY);
+    network_end(&p);
+}
+
+/* It switches before the VM stops; the destination's queue is too short */
+static void test_early_switch(const void *data)
+{
+    Pair p = { .setup = setup_of(data) };
+    uint64_t taken;
+
+    pair_begin(&p);
+    taken = if_tx_packets("qtap1");
+    for (int i = 0; i < 6; i++) {
+        send_range(&p.to, 1000 + i * MANY, 1000 + (i + 1) * MANY);
+        taken += MANY;
+        patience_begin();
+        while (if_tx_packets("qtap1") < taken) {
+            patience_check();
+        }
+    }
+    pair_stop_later(&p, taken);
+    send_range(&p.to, 1000 + 6 * MANY, 1000 + 7 * MANY);
+    pair_go_on(&p);
+    collect(&p, &p.to, 7 * MANY);
+    assert_got(&p, 0, 1000, 1000 + 7 * MANY);
+    network_end(&p);
+}
+
+/* It sends to both from the announcement on */
+static void test_both_chassis(const void *data)
+{
+    Pair p = { .setup = setup_of(data) };
+
+    pair_begin(&p);
+    pair_stop_later(&p, 0);
+    send_range(&p.from, 2000, 2000 + MANY);
+    pair_go_on(&p);
+    send_both(&p, 3000, 3000 + MANY);
+    collect(&p, &p.to, 2 * MANY);
+    assert_got(&p, 0, 2000, 2000 + MANY);
+    assert_got(&p, MANY, 3000, 3000 + MANY);
+    network_end(&p);
+}
+
+/* It sends to one host, and a sender repeats its frames */
+static void test_repeated(const void *data)
+{
+    Pair p = { .setup = setup_of(data) };
+
+    pair_begin(&p);
+    pair_stop_later(&p, 0);
+    send_range(&p.from, 2000, 2010);
+    send_range(&p.from, 2000, 2010);
+    pair_go_on(&p);
+    send_range(&p.to, 2000, 2010);
+    collect(&p, &p.to, 30);
+    for (int i = 0; i < 30; i += 10) {
+        assert_got(&p, i, 2000, 2010);
+    }
+    network_end(&p);
+}
+
+
 /* No waiting for the lock of the network's configuration */
 
-/* The longest 'stop' in us, while another process deletes interfaces */
-static int64_t stop_time(bool filters)
+static void *need_rtnl(void *done)
 {
-    const int cards = 8, turns = 4;
+    if_set_queue_len("qmany0", 1000);
+    qatomic_set((bool *)done, true);
+    return NULL;
+}
+
+/* Does another thread of the test wait in the kernel for a lock? */
+static bool waits_for_lock(void)
+{
+    g_autoptr(GDir) dir = g_dir_open("/proc/self/task", 0, NULL);
+    const char *name;
+
+    while ((name = g_dir_read_name(dir))) {
+        g_autofree char *path = g_strdup_printf("/proc/self/task/%s/stat",
+                                                name);
+        g_autofree char *stat = NULL;
+        const char *end;
+
+        if (g_file_get_contents(path, &stat, NULL, NULL)) {
+            end = strrchr(stat, ')');
+            if (end && end[1] && end[2] == 'D') {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/*
+ * Another process deletes interfaces, and a thread waits for the lock that it
+ * holds.  Returns whether a VM has stopped for its migration before that thread
+ * got it.
+ */
+static bool stop_overtakes(Env *e)
+{
+    const char *argv[] = { "ip", "link", "del", "group", "5", NULL };
+    g_autofree char *uri = g_strdup_printf("file:%s/file", tmpdir);
+    bool waited, overtaken, done = false;
+    GThread *thread;
+    GPid pid;
+    int status;
+
+    g_assert_true(g_spawn_async(NULL, (char **)argv, NULL, G_SPAWN_SEARCH_PATH |
+                                G_SPAWN_DO_NOT_REAP_CHILD, NULL, NULL, &pid,
+                                NULL));
+    /* It has begun when one is gone */
+    patience_begin();
+    while (if_nametoindex("qv0a")) {
+        patience_check();
+    }
+    thread = g_thread_new("rtnl", need_rtnl, &done);
+    while (!(waited = waits_for_lock()) && !qatomic_read(&done)) {
+        patience_check();
+    }
+    migrate_to_pause(e, uri);
+    overtaken = waited && !qatomic_read(&done);
+    g_thread_join(thread);
+    g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
+    g_spawn_close_pid(pid);
+    migrate_cancel(e);
+    unlink(strchr(uri, ':') + 1);
+    return overtaken;
+}
+
+/* Who needs the lock gets it in turn: to overtake once shows that none does */
+static void test_rtnl(void)
+{
+    const int cards = 8, turns = 20;
     g_autoptr(GString) options = g_string_new("-name q,debug-threads=on");
     g_autoptr(GString) links = g_string_new("");
     g_autofree char *batch = g_strdup_printf("%s/links", tmpdir);
     g_autofree char *add = g_strdup_printf("ip -batch %s", batch);
-    int64_t longest = 0;
+    bool possible = true, overtaken = false;
     Env e;
 
     for (int i = 0; i < 200; i++) {
@@ -1681,60 +1972,26 @@ static int64_t stop_time(bool filters)
     for (int i = 0; i < cards; i++) {
         g_string_append_printf(options, " -netdev tap,id=t%d,ifname=qmany%d,"
                                "script=no,downscript=no "
-                               "-netdev hubport,id=p%d,hubid=%d,netdev=t%d ",
-                               i, i, i, i, i);
-        if (filters) {
-            g_string_append_printf(options, "-chardev null,id=d%d "
-                                   "-object filter-redirector,id=f%d,"
-                                   "netdev=t%d,outdev=d%d" ONLY_STOPPED,
-                                   i, i, i, i);
-        }
+                               "-netdev hubport,id=p%d,hubid=%d,netdev=t%d "
+                               "-chardev null,id=d%d "
+                               "-object filter-redirector,id=f%d,netdev=t%d,"
+                               "outdev=d%d" ONLY_STOPPED,
+                               i, i, i, i, i, i, i, i, i);
     }
     env_init(&e);
     env_start_full(&e, 0, false, "none", options->str);
-    for (int turn = 0; turn < turns; turn++) {
-        const char *argv[] = { "ip", "link", "del", "group", "5", NULL };
-        int64_t begin;
-        GPid pid;
-        int status;
-
-        if (!host_command(add)) {
-            longest = -1;
-            break;
-        }
-        g_assert_true(g_spawn_async(NULL, (char **)argv, NULL,
-                                    G_SPAWN_SEARCH_PATH |
-                                    G_SPAWN_DO_NOT_REAP_CHILD, NULL, NULL,
-                                    &pid, NULL));
-        /* It has begun when one is gone */
-        patience_begin();
-        while (if_nametoindex("qv0a")) {
-            patience_check();
-        }
-        begin = g_get_monotonic_time();
-        vm_run(&e, false);
-        longest = MAX(longest, g_get_monotonic_time() - begin);
-        g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
-        g_spawn_close_pid(pid);
-        vm_run(&e, true);
+    migrate_pause(&e);
+    for (int i = 0; i < turns && possible && !overtaken; i++) {
+        possible = host_command(add);
+        overtaken = possible && stop_overtakes(&e);
     }
     env_stop(&e);
     unlink(batch);
-    return longest;
-}
-
-static void test_rtnl(void)
-{
-    int64_t without = stop_time(false), with;
-
-    if (without < 0) {
+    if (!possible) {
         g_test_skip("no ip(8), or no veth");
         return;
     }
-    with = stop_time(true);
-    g_test_message("longest stop: %" PRId64 " us without, %" PRId64
-                   " us with 8 filters", without, with);
-    g_assert_cmpint(with, <, 3 * without + 30 * 1000);
+    g_assert_true(overtaken);
 }
 
 
@@ -1853,6 +2110,16 @@ int main(int argc, char **argv)
     add_pair_test("second/peer", test_second_peer, NULL);
     add_pair_test("second/late", test_late_peer, NULL);
     add_pair_test("drain-paused", test_drain_paused, NULL);
+    add_pair_test("network/flooding", test_flooding, NULL);
+    add_pair_test("network/flooding", test_flooding, &no_filter);
+    add_pair_test("network/unlearned", test_unlearned, NULL);
+    add_pair_test("network/unlearned", test_unlearned, &no_filter);
+    add_pair_test("network/early-switch", test_early_switch, NULL);
+    add_pair_test("network/early-switch", test_early_switch, &no_filter);
+    add_pair_test("network/both-chassis", test_both_chassis, NULL);
+    add_pair_test("network/both-chassis", test_both_chassis, &no_filter);
+    add_pair_test("network/repeated", test_repeated, NULL);
+    add_pair_test("network/repeated", test_repeated, &no_filter);
     add_pair_test("life", test_life, NULL);
     add_pair_test("removed", test_removed, &no_filter);
     add_pair_test("refused", test_refused, &no_filter);
