@@ -96,6 +96,9 @@ QEMU_BUILD_BUG_ON(QIO_CHANNEL_PACKET_MAX != NET_BUFSIZE);
 #define FILTER_PACKET_HOLD_LIMIT (64 * MiB)
 #define FILTER_PACKET_DRAIN_TIMEOUT 1000 /* ms */
 #define FILTER_PACKET_DRAIN_TIMEOUT_MAX 10000
+#define FILTER_PACKET_PEER_TIMEOUT 10000 /* ms */
+#define FILTER_PACKET_PEER_TIMEOUT_MIN 1000
+#define FILTER_PACKET_PEER_TIMEOUT_MAX (3600 * 1000)
 
 const char *filter_packet_id(FilterPacket *p)
 {
@@ -623,6 +626,7 @@ void filter_packet_init(FilterPacket *p, NetFilterState *nf,
     p->ring_size = QIO_CHANNEL_PACKET_RING_SIZE;
     p->hold_limit = FILTER_PACKET_HOLD_LIMIT;
     p->drain_timeout = FILTER_PACKET_DRAIN_TIMEOUT;
+    p->peer_timeout = FILTER_PACKET_PEER_TIMEOUT;
 }
 
 bool filter_packet_check(FilterPacket *p, const char *indev,
@@ -772,7 +776,7 @@ bool filter_packet_setup(FilterPacket *p, CharFrontend *chr_out, bool vnet_hdr,
         switchover_cards_give_way(netdev);
         p->chr_out = chr_out;
         t = switchover_transport_chardev_new(chr_out, filter_packet_id(p),
-                                             vnet_hdr);
+                                             vnet_hdr, p->peer_timeout);
         p->source = switchover_source_new(netdev, t, p->hold_limit, errp);
         if (!p->source) {
             return false;
@@ -783,7 +787,7 @@ bool filter_packet_setup(FilterPacket *p, CharFrontend *chr_out, bool vnet_hdr,
     case FILTER_PACKET_ARRIVAL:
         switchover_cards_give_way(netdev);
         t = switchover_transport_chardev_new(p->chr_in, filter_packet_id(p),
-                                             vnet_hdr);
+                                             vnet_hdr, p->peer_timeout);
         p->arrival = switchover_arrival_new(netdev, t, p->hold_limit, errp);
         return p->arrival;
     case FILTER_PACKET_CAPTURE:
@@ -931,6 +935,35 @@ static void filter_packet_set_hold_limit(Object *obj, Visitor *v,
     }
 }
 
+static void filter_packet_get_peer_timeout(Object *obj, Visitor *v,
+                                           const char *name, void *opaque,
+                                           Error **errp)
+{
+    visit_type_uint32(v, name, &filter_packet_get(obj)->peer_timeout, errp);
+}
+
+static void filter_packet_set_peer_timeout(Object *obj, Visitor *v,
+                                           const char *name, void *opaque,
+                                           Error **errp)
+{
+    FilterPacket *p = filter_packet_get(obj);
+    uint32_t ms;
+
+    if (!visit_type_uint32(v, name, &ms, errp)) {
+        return;
+    }
+    if (p->nf->netdev) {
+        error_setg(errp, "the 'peer_timeout' of a filter cannot be changed");
+    } else if (ms && (ms < FILTER_PACKET_PEER_TIMEOUT_MIN ||
+                      ms > FILTER_PACKET_PEER_TIMEOUT_MAX)) {
+        error_setg(errp, "'peer_timeout' must be 0, or from %d to %d ms",
+                   FILTER_PACKET_PEER_TIMEOUT_MIN,
+                   FILTER_PACKET_PEER_TIMEOUT_MAX);
+    } else {
+        p->peer_timeout = ms;
+    }
+}
+
 static void filter_packet_get_drain_timeout(Object *obj, Visitor *v,
                                             const char *name, void *opaque,
                                             Error **errp)
@@ -1010,4 +1043,7 @@ void filter_packet_class_init(ObjectClass *oc)
     object_class_property_add(oc, "drain_timeout", "uint32",
                               filter_packet_get_drain_timeout,
                               filter_packet_set_drain_timeout, NULL, NULL);
+    object_class_property_add(oc, "peer_timeout", "uint32",
+                              filter_packet_get_peer_timeout,
+                              filter_packet_set_peer_timeout, NULL, NULL);
 }

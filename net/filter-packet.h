@@ -40,8 +40,9 @@ typedef void FilterPacketPass(NetFilterState *nf, const struct iovec *iov,
 
 /*
  * FilterPacket: the part of a redirector's state behind in_netdev, out_netdev,
- * packet_helper, ring_size, hold_limit and drain_timeout.  All of its functions
- * are for the main loop's thread, or any other that holds the BQL.
+ * packet_helper, ring_size, hold_limit, drain_timeout and peer_timeout.  All of
+ * its functions are for the main loop's thread, or any other that holds the
+ * BQL.
  */
 typedef struct FilterPacket {
     NetFilterState *nf;
@@ -56,6 +57,7 @@ typedef struct FilterPacket {
     uint64_t ring_size;         /* bytes */
     uint64_t hold_limit;        /* bytes */
     uint32_t drain_timeout;     /* ms */
+    uint32_t peer_timeout;      /* ms; 0: as the chardev has it */
 
     bool has_indev;
     bool has_outdev;

@@ -28,6 +28,9 @@
  *                   to send RATE packets/s of SIZE bytes to HOST:PORT, and to
  *                   write to DIRTY MiB of memory every 100 ms.  HOST may be
  *                   several addresses, A,B,..., which get a packet in turn
+ *   join GROUP ADDRESS
+ *                   receive what is sent to this multicast address, too, by
+ *                   the interface that has ADDRESS
  *   go              do so
  *   rate RATE       send at this rate from now on; answer as for status
  *   wait sent|received N
@@ -248,6 +251,19 @@ static bool set(const char *arguments)
     return true;
 }
 
+/* Asked again, it is a member already. */
+static bool join(const char *arguments)
+{
+    struct ip_mreq m;
+    char group[20], address[20];
+
+    return sscanf(arguments, "%19s %19s", group, address) == 2 &&
+           inet_pton(AF_INET, group, &m.imr_multiaddr) == 1 &&
+           inet_pton(AF_INET, address, &m.imr_interface) == 1 &&
+           (!setsockopt(s.fd, IPPROTO_IP, IP_ADD_MEMBERSHIP, &m, sizeof(m)) ||
+            errno == EADDRINUSE);
+}
+
 static void go(void)
 {
     if (!s.going) {
@@ -312,6 +328,8 @@ static void take_control(char *line, const struct sockaddr_in *from)
     }
     line += arguments;
     if (!strcmp(command, "set") && set(line)) {
+        answer_status(id, from);
+    } else if (!strcmp(command, "join") && join(line)) {
         answer_status(id, from);
     } else if (!strcmp(command, "go")) {
         go();

@@ -10,6 +10,7 @@
     migrate.py    one run: set up, migrate, count -> a result (dict)
     unprivileged.py  a QEMU without privileges, and what it has
     announce.py   when a VM was announced
+    networks.py   what the network sends to which host
     pingpong.py   many migrations of one guest, to and fro
     tcp.py        a TCP transfer across a migration, compared
     tls.py        TLS for the connection of the filters, and for libvirt

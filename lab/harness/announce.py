@@ -26,6 +26,13 @@ def microseconds(text):
     return round(at.timestamp() * 1_000_000)
 
 
+def is_announcement(frame, address, kinds=(ARP, RARP)):
+    """Is FRAME, which a packet socket has read with ADDRESS, of these KINDS?"""
+    # not what is sent to the guest, which the network may flood
+    return address[2] != socket.PACKET_OUTGOING and \
+        struct.unpack('!H', frame[12:14])[0] in kinds
+
+
 class Capture:
     def __init__(self, system, host, log):
         """LOG: where QEMU's traces are"""
@@ -45,9 +52,7 @@ class Capture:
                                                                  64)
             except BlockingIOError:
                 return times
-            # not what is sent to the guest, which the network may flood
-            if address[2] != socket.PACKET_OUTGOING and \
-                    struct.unpack('!H', frame[12:14])[0] in (ARP, RARP):
+            if is_announcement(frame, address):
                 seconds, ns = struct.unpack('qq', control[0][2][:16])
                 times.append(seconds * 1_000_000 + ns // 1000)
 

@@ -7,6 +7,7 @@ import sys
 
 from . import LabError
 from .migrate import COPIES, ENDINGS, RECOVERED, Conditions
+from .networks import NETWORKS
 
 HELP = {
     'rate': 'packets per second to the guest',
@@ -35,12 +36,14 @@ HELP = {
     'paused': "ms after which the destination, which has -S, gets 'cont'; "
               '-1: no -S',
     'veths': 'pairs of veths that are deleted on both hosts during the stop',
+    'network': 'what the network sends to which host '
+               f'({", ".join(NETWORKS)}; see harness/networks.py)',
     'cards': 'network cards of the guest, each with its own pair of filters',
     'vhost': 'use vhost-net',
     'accel': "QEMU's -accel (also LAB_ACCEL)",
 }
 CHOICES = {'copy': COPIES, 'ending': (*ENDINGS, RECOVERED),
-           'cards': range(1, 9)}
+           'cards': range(1, 9), 'network': tuple(NETWORKS)}
 
 
 def add_condition_options(parser, defaults=Conditions()):

@@ -4,8 +4,12 @@
 A TAP's queue of 1,000 frames is full after 20 ms at 50,000 frames/s.  A host
 whose CPUs are all busy for so long loses frames whatever QEMU does.  The kernel
 counts how long each thread has waited on a run queue (the second number of
-/proc/PID/task/TID/schedstat, in ns), when it gets the CPU."""
+/proc/PID/task/TID/schedstat, in ns), when it gets the CPU.  A thread that gets
+one for a moment only, between two waits, does not empty a queue: what counts is
+the sum of its waits in the time in which the queue fills."""
 import threading
+import time
+from collections import deque
 from pathlib import Path
 
 READER = 'switchover-rx'        # the name of QEMU's thread
@@ -14,11 +18,14 @@ SEARCH = 20                     # looks between two searches for new threads
 
 
 class ReaderLatency:
-    """Measures the readers of the processes PIDS from now to stop()."""
+    """Measures the readers of the processes PIDS from now to stop(): how long
+    one has waited within WINDOW ms, at most."""
 
-    def __init__(self, pids):
+    def __init__(self, pids, window):
         self.pids = pids
+        self.window = window * 1e6      # ns
         self.waited = {}                # file: ns so far
+        self.waits = {}                 # file: (when it was seen, ns)
         self.longest = 0                # ns
         self.found = False
         self.stopped = threading.Event()
@@ -42,9 +49,18 @@ class ReaderLatency:
             except OSError:
                 del self.waited[file]
                 continue
-            if before is not None:
-                self.longest = max(self.longest, now - before)
+            if before is not None and now > before:
+                self.add(self.waits.setdefault(file, deque()), now - before)
             self.waited[file] = now
+
+    def add(self, waits, ns):
+        """A wait of NS has just ended."""
+        now = time.monotonic_ns()
+        waits.append((now, ns))
+        # One that began before the window, but ended in it, counts whole
+        while waits[0][0] < now - self.window:
+            waits.popleft()
+        self.longest = max(self.longest, sum(ns for _, ns in waits))
 
     def run(self):
         looks = 0
@@ -58,7 +74,8 @@ class ReaderLatency:
         self.look()
 
     def stop(self):
-        """Returns the longest wait, in ms; None if there was no reader."""
+        """Returns the most that one has waited, in ms; None if there was no
+        reader."""
         self.stopped.set()
         self.thread.join()
         return round(self.longest / 1e6, 1) if self.found else None

@@ -4,9 +4,10 @@
 - control, without a migration: no packet lost, duplicated, damaged, reordered;
 - stock, where a precopy migration completes: loses more than STOCK_LOSES of the
   packets that were sent after the stop, else there was nothing to save;
-- ours, and default, without filters: exact (report.is_exact), whatever the end of the migration, and with or
-  without privileges; but what is lost is only reported where the source is
-  killed at once, without a return path: then the source takes frames with it.
+- ours, and default, without filters: exact (report.is_exact), whatever the end
+  of the migration, whatever the network sends to which host (networks.py), and
+  with or without privileges; but what is lost is only reported where the source
+  is killed at once, without a return path: then the source takes frames with it.
   In order (report.may_reorder).
 
 Cells in CI (Cell.in_ci) are the main ones, and what they are compared with.
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from . import report
 from .migrate import (BURST, BURSTS, COPIES, ENDINGS, FAILURES, FAST,
                       PAUSED_BEFORE, RECOVERED, Conditions)
+from .networks import NETWORKS
 
 PAUSES = (0, 20, 300, 3000)     # ms
 TCP = 8                         # Mbit/s; TCG in TCG takes no more
@@ -91,6 +93,11 @@ def filter_cells():
                            ending=ending)
     for mode in 'stock', 'ours':
         yield cell(mode, 'vhost', 'tcp', tcp=TCP)
+    for vhost in 'vhost', 'no-vhost':
+        for name, network in list(NETWORKS.items())[1:]:
+            silence = {'answers': 0} if network.silent else {}
+            yield cell('ours', vhost, name, network=name,
+                       ending='source-killed', **silence)
 
 
 def is_kept(cell, r):

@@ -35,8 +35,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from . import (InvalidRun, LabError, announce, count, patience, products, tls,
-               unprivileged)
+from . import (InvalidRun, LabError, announce, count, networks, patience,
+               products, tls, unprivileged)
 from .latency import ReaderLatency
 from .peer import Peer
 from .qmp import QMP
@@ -62,6 +62,7 @@ BURSTS = (5000,) if os.environ.get('LAB_IN_VM') else (500, 20000, 50000)
 # What makes that 200 to 300 ms: so much is dirty when it stops
 BURST = {'burst': 5000 if os.environ.get('LAB_IN_VM') else 20000,
          'dirty': 14, 'downtime': 1000}
+CLOCK_LOOKS = 10            # of a guest that sends nothing
 IN_THE_GAP = 50             # packets to the guest while the VM is stopped
 GAP_RATIO = 5               # with a burst: those of a fifth of a second
 BOOTED = ('booted', 'booted.stamp')
@@ -137,6 +138,7 @@ class Conditions:
     paused: int = -1            # ms until the destination is told 'cont'; no -S
     veths: int = 0              # that are deleted on both hosts during the stop
     cards: int = 1              # network cards; packets go to each in turn
+    network: str = 'learning'   # one of networks.NETWORKS
     vhost: bool = False
     accel: str = os.environ.get('LAB_ACCEL') or 'tcg,thread=multi'
 
@@ -162,7 +164,9 @@ class Conditions:
                 + (f'cont after {self.paused} ms, ' if self.paused >= 0
                    else '')
                 + (f'{self.veths} pairs of veths deleted in the stop, '
-                   if self.veths else '') +
+                   if self.veths else '')
+                + (f'network {self.network}, '
+                   if self.network != 'learning' else '') +
                 f'{"" if self.filters else "without filters, "}'
                 f'vhost={"on" if self.vhost else "off"}, '
                 + (f'TCP to the guest at {self.tcp} Mbit/s'
@@ -288,6 +292,16 @@ def clock_rate(guest):
     return (last - first) / (b - a)
 
 
+def clock_records(guest, c):
+    """What stands for packets from a guest that sends none: it is asked for its
+    clock, and each answer is as good as a packet."""
+    records = []
+    for n in range(0 if c.answers else CLOCK_LOOKS):
+        clock = guest.counters('status')['clock']
+        records.append(count.Record(time.monotonic_ns(), clock, n))
+    return records
+
+
 def wait_migration(source, status):
     """Wait until the migration has STATUS; any other end is an error."""
     got = source.wait('MIGRATION', 60, status=(status, *ENDS))['data']['status']
@@ -377,7 +391,7 @@ class Stop:
             self.deleting = [self.system.delete_interfaces(
                 host, f'{self.log}-{host}') for host in ('a', 'b')]
         if self.c.burst:
-            self.latency = ReaderLatency(self.pids)
+            self.latency = ReaderLatency(self.pids, queue_fills_ms(self.c))
             self.sent = -self.rate(self.c.rate + self.c.burst)
 
     def rate(self, rate):
@@ -414,7 +428,7 @@ def recover(source, destination, during):
     source.execute('migrate', uri=incoming('b', 7102), resume=True)
 
 
-def migrate(system, source, destination, c, client, log):
+def migrate(system, source, destination, c, client, network, log):
     """Returns when the guest was stopped and resumed (host ns), the monitor of
     the QEMU that has it now, the reported downtime in ms (None: none), and the
     Stop."""
@@ -422,7 +436,9 @@ def migrate(system, source, destination, c, client, log):
     source.events.clear()               # of loading its state
     during = Stop(system, c, client, f'{log}-ip',
                   [qmp.child.process.pid for qmp in (source, destination)])
+    network.before(source, client.counters('status')['sent'])
     source.execute('migrate', uri=incoming('b'))
+    network.migrating(source, c.downtime)
     if c.copy == 'postcopy':
         source.wait('MIGRATION_PASS', 60, **{'pass': 2})
         source.execute('migrate-start-postcopy')
@@ -541,6 +557,7 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         raise LabError(reason)
     if c.tls and c.cards > 1:
         raise LabError('--tls is for one network card')
+    networks.check_conditions(c)
     made = products.build(say).resolve()
     migrating = mode != 'control'
     state = booted(c, log('boot'), say)
@@ -548,6 +565,7 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
     stats = {}
 
     with System(c.txqueuelen, c.link, c.cards) as system:
+        network = networks.NETWORKS[c.network](system)
         started = time.monotonic()
         a = start_qemu(system, 'a', c, log('a'),
                        ['-incoming', f'file:{state}',
@@ -596,16 +614,21 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         ours, theirs, _ = map(','.join, zip(*CARDS[:c.cards]))
         guest.ask(f'set {number} {ours} {PORT} '
                   f'{c.answers} {c.size} {c.dirty}')
-        client.ask(f'set {number} {theirs} {PORT} {c.rate} {c.size} 0')
+        client.ask(f'set {number} {network.addresses(theirs)} {PORT} '
+                   f'{c.rate} {c.size} 0')
+        network.join(guest)
+        clock = clock_records(guest, c)
         guest.ask('go')
         client.ask('go')
+        network.begin(client)
         target = int(c.before * c.rate)
         client.ask(f'wait sent {target}', c.before + 20)
         # a TCG guest is slow until it has translated what it does
         guest.ask(f'wait received {target}', 30)
+        clock += clock_records(guest, c)
         if migrating:
             stop, resume, last, downtime, during = migrate(
-                system, a, b, c, client, log('stop'))
+                system, a, b, c, client, network, log('stop'))
             target = client.counters('status')['sent']
         client.ask(f'wait sent {target + int(c.after * c.rate)}', c.after + 20)
 
@@ -632,6 +655,10 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         client.ask('stop')
         at_guest = guest.counters('stop', 20)
         at_client = client.counters('status')
+        clock += clock_records(guest, c)
+        if said := network.check(at_client['sent'],
+                                 stop if last is not a else None):
+            say(said)
         say(f'{mode}: fetching the records')
         guest_records, client_records = guest.records(), client.records()
         drops = {host: tap_drops(system, host) for host in ('a', 'b')}
@@ -645,10 +672,15 @@ def run(mode, conditions=None, logs=None, say=lambda line: None):
         'reader_waited_ms': during and during.waited,
         'queue_full_drops': drops}
     result.update(evaluate(guest_records, client_records, at_guest, at_client,
-                           stop, resume, c.cards))
+                           stop, resume, c.cards, clock))
     if mode == 'ours' and c.burst:
         check_latency(c, during.waited, result['to_guest']['lost'])
     return result
+
+
+def queue_fills_ms(c):
+    """How long it takes until the TAP's queue is full, unless it is read."""
+    return c.txqueuelen * 1000 / (c.rate + c.burst)
 
 
 def check_latency(c, waited, lost):
@@ -656,10 +688,10 @@ def check_latency(c, waited, lost):
     full: half of the time, as it then has to empty it."""
     if waited is None:
         raise LabError('QEMU had no thread that reads the queues of the TAPs')
-    full = c.txqueuelen * 1000 / (c.rate + c.burst)
+    full = queue_fills_ms(c)
     if lost and waited > full / 2:
-        raise InvalidRun(f"a reader waited {waited:.0f} ms for a CPU, and the "
-                         f"TAP's queue is full after {full:.0f} ms: this run, "
+        raise InvalidRun(f"a reader waited {waited:.0f} ms of {full:.0f} for a "
+                         "CPU, after which the TAP's queue is full: this run, "
                          f"with {lost} lost, is invalid")
 
 
@@ -712,15 +744,17 @@ def one_way(sender, receiver, records, cards=1):
 
 
 def evaluate(guest_records, client_records, at_guest, at_client, stop, resume,
-             cards=1):
+             cards=1, clock_records=None):
     """The figures of both directions, and what the picture needs.  Times of
-    arrivals are relative to the stop (without one, to the first packet)."""
-    clock = count.GuestClock(client_records, stop, resume)
+    arrivals are relative to the stop (without one, to the first packet).
+    @clock_records: if the guest has sent nothing"""
+    clock_records = clock_records or client_records
+    clock = count.GuestClock(clock_records, stop, resume)
     at = {'to_guest': [(clock.to_host(r.arrival_ns), r.seq)
                        for r in count.first_arrivals(guest_records)],
           'to_client': [(r.arrival_ns, r.seq)
                         for r in count.first_arrivals(client_records)]}
-    before = [r for r in client_records if not stop or r.arrival_ns < stop]
+    before = [r for r in clock_records if not stop or r.arrival_ns < stop]
     rate = clock.rate(before)
     # rough: the first packets of a guest that is still slow come late
     if not 0.8 < rate < 1.25:

@@ -2,12 +2,14 @@
 """Checks of the lab's own parts: a lab that miscounts proves nothing.
 
 Unprivileged: the counting, with made-up records; the time limits; what becomes
-of invalid runs; and how a transcript is read.  Privileged: what stream accepts, with packets made here; and
-that nothing stays behind a killed harness.
+of invalid runs; and how a transcript is read.  Privileged: what stream accepts,
+with packets made here; to which host each network sends; and that nothing stays
+behind a killed harness.
 """
 import os
 import select
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -17,13 +19,14 @@ import zlib
 from pathlib import Path
 from unittest import mock
 
-from . import (InvalidRun, count, latency, migrate, products, report,
-               transcript)
+from . import (InvalidRun, announce, count, latency, migrate, networks,
+               products, report, transcript)
 from .count import Record
 from .migrate import Conditions
 from .patience import Patience, children, cpu_time
 from .peer import Peer
-from .system import CLIENT_ADDRESS, NETNS, System, remove_stale
+from .system import (CLIENT_ADDRESS, GUEST_ADDRESS, GUEST_MAC, NETNS, System,
+                     remove_stale)
 
 MS = 1_000_000
 
@@ -182,6 +185,67 @@ def test_stream_sorts_packets():
               [(0, 12345), (2, 12345), (0, 12345)])
 
 
+def announced(system, host):
+    """The guest is at HOST."""
+    s = system.socket(host, socket.AF_PACKET, socket.SOCK_RAW, 0)
+    s.bind(('up0', 0))
+    s.send(b'\xff' * 6 + bytes.fromhex(GUEST_MAC.replace(':', '')) +
+           struct.pack('!H', announce.RARP) + bytes(46))
+
+
+def sent_to(network, sock, expected):
+    """Of packets to the guest, the shares that hosts a and b get; they are
+    awaited as long as they are not as EXPECTED."""
+    before = network.frames()
+    addresses = network.addresses(GUEST_ADDRESS).split(',')
+    for n in range(PACKETS):
+        sock.sendto(b'x', (addresses[n % len(addresses)], 9))
+    patience = Patience(0.5, network.frames, None)
+    while True:
+        # Without the few frames of a querier
+        got = tuple(round((now - before[host]) / PACKETS, 1)
+                    for host, now in sorted(network.frames().items()))
+        if got == expected or patience.over():
+            return got
+        time.sleep(0.01)
+
+
+PACKETS = 100
+# What the hosts get while the guest is at host a, and after what happens then
+SENT_TO = {'learning': ((1, 0), (0, 1)),
+           'flooding': ((1, 1), (1, 1)),
+           'unlearned': ((1, 1), (1, 0)),
+           'both-chassis': ((1, 0), (1, 1)),
+           'silent-guest': ((1, 1), (0, 1)),
+           'snooping': ((1, 0.5), (1, 1)),
+           'early-switch': ((1, 0), (0, 1))}
+
+
+def test_networks_send_to_whom_they_say():
+    equal(set(SENT_TO), set(networks.NETWORKS))
+    for name, (first, then) in SENT_TO.items():
+        with System(1000, 0) as system:
+            network = networks.NETWORKS[name](system)
+            sock = system.udp_socket('client')
+            announced(system, 'a')
+            network.began = network.frames()
+            equal((name, sent_to(network, sock, first)), (name, first))
+            if name == 'unlearned':
+                network.set_port('host-a', learning='on')
+                announced(system, 'a')
+                network.learn()
+            else:
+                network.before(mock.Mock(), PACKETS)
+                if name == 'early-switch':
+                    network.switch()
+                else:
+                    announced(system, 'b')
+            if network.watcher:
+                network.watcher.thread.join(10)
+                network.watcher.check()
+            equal((name, sent_to(network, sock, then)), (name, then))
+
+
 def test_killed_harness_leaves_nothing():
     code = ('import sys; sys.path.insert(0, sys.argv[1])\n'
             'from harness.system import System\n'
@@ -289,6 +353,18 @@ def test_run_with_a_loss_is_invalid_if_no_cpu_was_free():
             equal(False, valid)
 
 
+def test_run_latency_adds_short_waits_up():
+    waits, ms = latency.deque(), 1000000
+    measured = latency.ReaderLatency([], 20)
+    measured.stop()
+    with mock.patch('time.monotonic_ns', side_effect=[0, 10 * ms, 20 * ms,
+                                                      41 * ms]):
+        for _ in range(4):
+            measured.add(waits, 6 * ms)
+    equal(18 * ms, measured.longest)
+    equal(1, len(waits))
+
+
 def test_run_latency_sees_a_reader_that_waits():
     cpu = str(min(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as d:
@@ -298,12 +374,12 @@ def test_run_latency_sees_a_reader_that_waits():
                                    stdout=subprocess.DEVNULL)
                   for program in ('yes', reader)]
         try:
-            measured = latency.ReaderLatency([others[1].pid])
+            measured = latency.ReaderLatency([others[1].pid], 20)
             patience = Patience(10, lambda: cpu_time(*(p.pid for p in others)))
             while not measured.longest and not patience.over():
                 time.sleep(patience.interval)
             equal(True, measured.stop() > 0)
-            measured = latency.ReaderLatency([os.getpid()])     # no reader
+            measured = latency.ReaderLatency([os.getpid()], 20)  # no reader
             equal(None, measured.stop())
         finally:
             for p in others:
@@ -314,4 +390,5 @@ def test_run_latency_sees_a_reader_that_waits():
 UNPRIVILEGED = [f for n, f in sorted(globals().items())
                 if n.startswith(('test_count_', 'test_patience_', 'test_run_',
                                  'test_transcript_'))]
-PRIVILEGED = [test_stream_sorts_packets, test_killed_harness_leaves_nothing]
+PRIVILEGED = [test_stream_sorts_packets, test_networks_send_to_whom_they_say,
+              test_killed_harness_leaves_nothing]

@@ -30,17 +30,20 @@
  * A frame that the network brings to both hosts is to come once
  * (duplicates.c).  What came directly before the VM has stopped, its guest has
  * had at the source, or not, if the network has switched so early: then no
- * unicast comes from the source.  That the VM has stopped is known here a bit
- * later.  So what came just before that is dropped only if the network floods.
- * Broadcasts and multicast that came before are dropped in any case.
+ * unicast comes from the source.  Just when the VM has stopped is not known
+ * here.  So what came around that time, and not from the source, is dropped
+ * only if other frames have come by both ways.  Broadcasts and multicast that
+ * came before are dropped in any case.
  */
 
 #include "qemu/osdep.h"
 #include "net/switchover/arrival.h"
+#include "io/packet-gso.h"
 #include "migration/client-options.h"
 #include "migration/misc.h"
 #include "net/announce.h"
 #include "net/switchover/duplicates.h"
+#include "net/switchover/identity.h"
 #include "net/vhost_net.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
@@ -72,6 +75,7 @@ typedef enum SwitchoverPhase {
 struct SwitchoverArrival {
     Switchover *sw;
     SwitchoverTransport *t;
+    SwitchoverIdentity peer;    /* what the source has said of itself */
     SwitchoverBacklog theirs;   /* the source's frames */
     uint64_t limit;             /* of its bytes */
     bool enabled;               /* the filter's status */
@@ -90,7 +94,10 @@ struct SwitchoverArrival {
     AnnounceTimer announce;
 
     SwitchoverDuplicates duplicates;
+    uint8_t *scratch;           /* room for a frame, to complete it */
     bool unicast;               /* such a frame came from the source */
+    bool looked[SWITCHOVER_CLASSES]; /* for frames that came both ways */
+    bool floods[SWITCHOVER_CLASSES]; /* and there was one */
     int64_t announced;          /* when the guest was announced, in us */
     uint64_t announced_own;     /* frame of own that came after that */
     uint64_t judged;            /* frame of own that was not looked at yet */
@@ -125,15 +132,73 @@ static void arrival_set_phase(SwitchoverArrival *a, SwitchoverPhase phase)
 
 /* What reaches both hosts */
 
+/*
+ * The bytes by which a frame is known, as they go over a wire: one host's TAP
+ * may leave a checksum to the guest, and the other's not.
+ */
+static const uint8_t *arrival_bytes(SwitchoverArrival *a, const uint8_t *data,
+                                    size_t hdr_len, size_t len)
+{
+    const uint8_t *frame = data + hdr_len;
+    struct virtio_net_hdr hdr;
+
+    if (hdr_len < sizeof(hdr)) {
+        return frame;
+    }
+    memcpy(&hdr, data, sizeof(hdr));
+    if (!(hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) || hdr.gso_type) {
+        return frame;
+    }
+    if (!a->scratch) {
+        a->scratch = g_malloc(SWITCHOVER_FRAME_MAX);
+    }
+    memcpy(a->scratch, frame, len - hdr_len);
+    qio_packet_fill_checksum(&hdr, a->scratch, len - hdr_len);
+    return a->scratch;
+}
+
+typedef struct ArrivalSought {
+    SwitchoverArrival *a;
+    SwitchoverFrameClass class;
+} ArrivalSought;
+
+static bool arrival_is_flooded(void *opaque, const SwitchoverFrame *f)
+{
+    ArrivalSought *sought = opaque;
+    SwitchoverArrival *a = sought->a;
+    const uint8_t *frame = arrival_bytes(a, f->data, f->hdr_len, f->len);
+    size_t len = f->len - f->hdr_len;
+
+    return switchover_frame_class(frame, len) == sought->class &&
+           switchover_duplicates_is_known(&a->duplicates, frame, len,
+                                          g_get_monotonic_time());
+}
+
+/* Have other frames of that class come by both ways, or do some wait? */
+static bool arrival_floods(SwitchoverArrival *a, SwitchoverFrameClass class)
+{
+    ArrivalSought sought = { .a = a, .class = class };
+
+    if (a->in_packets && !a->looked[class]) {
+        a->looked[class] = true;
+        a->floods[class] = switchover_backlog_has(&a->sw->own, a->sw->stale,
+                                                  arrival_is_flooded, &sought);
+    }
+    return a->floods[class] || a->duplicates.matched[class];
+}
+
 bool switchover_arrival_drops_direct(SwitchoverArrival *a,
                                      const SwitchoverFrame *f)
 {
-    const uint8_t *frame = f->data + f->hdr_len;
+    const uint8_t *frame = arrival_bytes(a, f->data, f->hdr_len, f->len);
     size_t len = f->len - f->hdr_len;
-    bool unicast = switchover_frame_class(frame, len) == SWITCHOVER_UNICAST;
-    bool early = f->number < a->sw->early;
-    bool stale = f->number < a->sw->stale;
-    int64_t since = f->number < a->announced_own ? 0 : a->announced;
+    SwitchoverFrameClass class = switchover_frame_class(frame, len);
+    bool had = class == SWITCHOVER_UNICAST ?
+               f->number < a->sw->stale && a->unicast :
+               f->number < a->sw->early;
+    bool announced = f->number >= a->announced_own;
+    bool around = !announced && f->number < qatomic_read(&a->sw->port.around);
+    int64_t since = announced ? a->announced : 0;
     bool drop;
 
     if (f->number < a->judged || !(a->t->connected || a->in_packets)) {
@@ -142,9 +207,8 @@ bool switchover_arrival_drops_direct(SwitchoverArrival *a,
     a->judged = f->number + 1;
     drop = switchover_duplicates_direct(&a->duplicates, frame, len,
                                         g_get_monotonic_time(), since,
-                                        a->t->connected && !early);
-    drop |= early && (!unicast || (stale && a->unicast) ||
-                       a->duplicates.matched[SWITCHOVER_UNICAST]);
+                                        a->t->connected && !around);
+    drop |= had || (around && arrival_floods(a, class));
     a->flooded += drop;
     return drop;
 }
@@ -178,7 +242,6 @@ static void arrival_frame(void *opaque, unsigned queue, size_t hdr_len,
 {
     SwitchoverArrival *a = opaque;
     struct iovec iov = { .iov_base = (void *)data, .iov_len = len };
-    const uint8_t *frame = data + hdr_len;
 
     if (hdr_len >= len ||
         (hdr_len && hdr_len < sizeof(struct virtio_net_hdr))) {
@@ -189,7 +252,8 @@ static void arrival_frame(void *opaque, unsigned queue, size_t hdr_len,
     a->in_packets++;
     a->in_bytes += len - hdr_len;
     a->since = g_get_monotonic_time();
-    if (arrival_drops(a, frame, len - hdr_len)) {
+    if (arrival_drops(a, arrival_bytes(a, data, hdr_len, len),
+                      len - hdr_len)) {
         a->flooded++;
         a->base++;
         if (a->phase == PHASE_OVER) {
@@ -222,6 +286,7 @@ static void arrival_hello(SwitchoverArrival *a)
         }
         return;
     }
+    switchover_identity_tell(a->sw->nc, a->t);
     switchover_transport_control(a->t, a->paused ? SWITCHOVER_HELLO_PAUSED :
                                  SWITCHOVER_HELLO,
                                  a->control ? a->base + a->theirs.tail : 0);
@@ -240,6 +305,8 @@ static void arrival_start(SwitchoverArrival *a, uint64_t number)
         switchover_backlog_clear(&a->theirs);
         switchover_duplicates_clear(&a->duplicates);
         a->unicast = false;
+        memset(a->looked, 0, sizeof(a->looked));
+        memset(a->floods, 0, sizeof(a->floods));
         switchover_arrives(a->sw);
     }
     a->control = true;
@@ -248,12 +315,14 @@ static void arrival_start(SwitchoverArrival *a, uint64_t number)
     a->acknowledged = number;
 }
 
-static void arrival_control(void *opaque, uint32_t type, uint64_t value)
+static bool arrival_control(void *opaque, uint32_t type, uint64_t value)
 {
     SwitchoverArrival *a = opaque;
 
     trace_switchover_control(a->t->name, type, value);
-    if (type == SWITCHOVER_START) {
+    if (switchover_identity_receive(&a->peer, type, value)) {
+        return switchover_identity_check(a->sw->nc, &a->peer, a->t);
+    } else if (type == SWITCHOVER_START) {
         arrival_start(a, value);
     } else if (type == SWITCHOVER_FIRST) {
         a->awaits_first = false;
@@ -264,6 +333,7 @@ static void arrival_control(void *opaque, uint32_t type, uint64_t value)
         a->done_at = a->theirs.tail;
         switchover_go_on(a->sw);
     }
+    return true;
 }
 
 static void arrival_changed(void *opaque, bool connected)
@@ -526,6 +596,7 @@ void switchover_arrival_free(SwitchoverArrival *a)
     switchover_put(sw);
     switchover_backlog_destroy(&a->theirs);
     switchover_duplicates_destroy(&a->duplicates);
+    g_free(a->scratch);
     g_free(a);
 }
 

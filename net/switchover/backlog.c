@@ -239,22 +239,49 @@ static SwitchoverChunk *backlog_first(SwitchoverBacklog *b, bool unsent)
     return NULL;
 }
 
+static void backlog_get_frame(const uint8_t *buf, uint64_t number,
+                              SwitchoverFrame *frame)
+{
+    frame->number = number;
+    frame->queue = lduw_be_p(buf + 4);
+    frame->hdr_len = lduw_be_p(buf + 6);
+    frame->data = buf + SWITCHOVER_HEAD;
+    frame->len = (uint32_t)ldl_be_p(buf);
+}
+
+bool switchover_backlog_has(SwitchoverBacklog *b, uint64_t number,
+                            SwitchoverIsFrame *is_frame, void *opaque)
+{
+    SwitchoverChunk *chunk;
+    SwitchoverFrame frame;
+    uint64_t n = b->head;
+
+    QEMU_LOCK_GUARD(&b->lock);
+    QSIMPLEQ_FOREACH(chunk, &b->chunks, next) {
+        for (size_t pos = chunk->begin; pos < chunk->end;
+             pos += switchover_message_len(chunk->data + pos)) {
+            if (switchover_message_is_control(chunk->data + pos)) {
+                continue;
+            }
+            backlog_get_frame(chunk->data + pos, n++, &frame);
+            if (frame.number >= number && is_frame(opaque, &frame)) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
 bool switchover_backlog_peek(SwitchoverBacklog *b, SwitchoverFrame *frame)
 {
     SwitchoverChunk *chunk;
-    const uint8_t *buf;
 
     QEMU_LOCK_GUARD(&b->lock);
     chunk = backlog_first(b, true);
     if (!chunk) {
         return false;
     }
-    buf = chunk->data + chunk->begin;
-    frame->number = b->head;
-    frame->queue = lduw_be_p(buf + 4);
-    frame->hdr_len = lduw_be_p(buf + 6);
-    frame->data = buf + SWITCHOVER_HEAD;
-    frame->len = (uint32_t)ldl_be_p(buf);
+    backlog_get_frame(chunk->data + chunk->begin, b->head, frame);
     return true;
 }
 

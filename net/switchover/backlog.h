@@ -122,6 +122,21 @@ ssize_t switchover_backlog_read(SwitchoverBacklog *b, int fd, unsigned queue,
  */
 bool switchover_backlog_peek(SwitchoverBacklog *b, SwitchoverFrame *frame);
 
+/* Is this the frame?  It is valid only now. */
+typedef bool SwitchoverIsFrame(void *opaque, const SwitchoverFrame *frame);
+
+/**
+ * switchover_backlog_has:
+ * @b: the backlog
+ * @number: of the first frame to look at
+ * @is_frame: called with the lock held
+ * @opaque: for @is_frame
+ *
+ * Returns: whether there is such a frame, from @number on
+ */
+bool switchover_backlog_has(SwitchoverBacklog *b, uint64_t number,
+                            SwitchoverIsFrame *is_frame, void *opaque);
+
 /**
  * switchover_backlog_pop:
  * @b: the backlog

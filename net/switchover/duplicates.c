@@ -202,6 +202,15 @@ bool switchover_duplicates_direct(SwitchoverDuplicates *d,
     return false;
 }
 
+bool switchover_duplicates_is_known(SwitchoverDuplicates *d,
+                                    const uint8_t *frame, size_t len,
+                                    int64_t now)
+{
+    SwitchoverDuplicate *e = duplicates_get(d, frame, len, now, false);
+
+    return e && e->n > 0 && (!e->repeated || duplicates_floods(d, e));
+}
+
 void switchover_duplicates_settle(SwitchoverDuplicates *d, int64_t now)
 {
     SwitchoverDuplicate *e;

@@ -83,6 +83,19 @@ bool switchover_duplicates_direct(SwitchoverDuplicates *d,
                                   int64_t now, int64_t since, bool remember);
 
 /**
+ * switchover_duplicates_is_known:
+ * @d: the duplicates
+ * @frame: a frame that came directly, and is to be judged later
+ * @len: its length
+ * @now: when
+ *
+ * Returns: whether it has come from the source before; not one of several
+ */
+bool switchover_duplicates_is_known(SwitchoverDuplicates *d,
+                                    const uint8_t *frame, size_t len,
+                                    int64_t now);
+
+/**
  * switchover_duplicates_settle:
  * @d: the duplicates
  * @now: when

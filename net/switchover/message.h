@@ -30,9 +30,11 @@
  * says anything, gets frames as it knows them.
  *
  *   destination                      source
+ *                 VM_HIGH, VM_LOW, CARD,
  *                 HELLO ->               when they are connected
  *                                        the VM stops
- *                 <- START, frames
+ *                 <- VM_HIGH, VM_LOW, CARD,
+ *                    START, frames
  *   the VM starts
  *   frames to the guest
  *                 RECEIVED ->            may free these frames
@@ -77,6 +79,14 @@ typedef enum SwitchoverMessageType {
     SWITCHOVER_PAUSED = 8,
     /* From the destination, without HELLO: it does not want the frames */
     SWITCHOVER_REFUSED = 9,
+    /*
+     * From either side, by a chardev, before HELLO or START: whose frames they
+     * are.  Upper and lower half of the VM's UUID, 0 if it has none; MAC
+     * address of the card, and the length of vnet headers in the lower 16 bits.
+     */
+    SWITCHOVER_VM_HIGH = 10,
+    SWITCHOVER_VM_LOW = 11,
+    SWITCHOVER_CARD = 12,
 } SwitchoverMessageType;
 
 /* A frame that lies in memory as a message */

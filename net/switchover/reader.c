@@ -39,6 +39,9 @@
 /* How long a frame is recent */
 #define RECENT_US (100 * 1000)
 
+/* How long a frame may take to get here */
+#define AROUND_US (20 * 1000)
+
 static bool port_reads(SwitchoverPort *port)
 {
     return port->reading && !port->full;
@@ -134,6 +137,10 @@ static void port_mark(SwitchoverPort *port, int64_t now)
         port->mark[1] = now - port->last_read > RECENT_US ?
                         port->backlog->tail : port->mark[0];
         port->mark[0] = port->backlog->tail;
+    }
+    if (port->arrives && now - port->arrives > AROUND_US) {
+        port->arrives = 0;
+        qatomic_set(&port->around, port->backlog->tail);
     }
     if (port->ages) {
         port->old = switchover_reader_recent(port);

@@ -35,6 +35,7 @@
 #include "net/switchover/source.h"
 #include "io/packet-gso.h"
 #include "net/switchover/cards.h"
+#include "net/switchover/identity.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
 #include "qemu/lockable.h"
@@ -49,10 +50,14 @@
 #define PLAIN_BYTES (128 * KiB)
 
 /*
- * This process may end once no frame has come for so long after the guest was
- * announced elsewhere
+ * This process may end when no frame has come for SILENT_US, not before
+ * SWITCHED_US after the guest was announced elsewhere: a network may need some
+ * 50 ms to switch (OVN, activation-strategy=rarp).  One that goes on sending to
+ * both hosts is not waited for after SWITCHED_MAX_US.
  */
-#define SILENT_US (10 * 1000)
+#define SILENT_US (30 * 1000)
+#define SWITCHED_US (100 * 1000)
+#define SWITCHED_MAX_US (500 * 1000)
 
 /*
  * A peer that has just come says HELLO in this time, or it is one that says
@@ -67,12 +72,14 @@ struct SwitchoverSource {
     SwitchoverTransport *t;
     bool enabled;               /* the filter's status */
     uint32_t drain_timeout;     /* ms */
+    SwitchoverIdentity peer;    /* what the destination has said of itself */
 
     /* Changed while the threads pause */
     bool sending;               /* frames are for the destination */
     bool control;               /* the peer has said HELLO */
     bool spoken;                /* or an earlier one in this migration has */
     bool start;                 /* START comes next */
+    SwitchoverIdentity identity; /* and before it that */
     bool broken;                /* the connection, but it was not closed yet */
     bool completed;             /* the migration was reported as completed */
     bool waiting;               /* the peer takes nothing now */
@@ -170,6 +177,9 @@ static void source_fill_plain(SwitchoverSource *src)
     if (src->control) {
         if (src->start) {
             src->start = false;
+            if (!src->t->introduced) {
+                switchover_identity_put(&src->identity, src->plain);
+            }
             switchover_message_put_control(buf, SWITCHOVER_START,
                                            source_backlog(src)->sent);
             g_byte_array_append(src->plain, buf, sizeof(buf));
@@ -385,6 +395,7 @@ static void source_restart(SwitchoverSource *src, uint64_t number, bool start,
     }
     src->plain_pos = src->plain_len = 0;
     src->start = start;
+    switchover_identity_init(&src->identity, src->sw->nc);
     switchover_backlog_seek(source_backlog(src), number);
     src->sw->port.send = src->t->threaded ? source_port_send : NULL;
     src->sw->port.blocked = -1;
@@ -446,11 +457,14 @@ static void source_announced(SwitchoverSource *src)
     switchover_source_flush(src);
 }
 
-static void source_control(void *opaque, uint32_t type, uint64_t value)
+static bool source_control(void *opaque, uint32_t type, uint64_t value)
 {
     SwitchoverSource *src = opaque;
 
     trace_switchover_control(src->t->name, type, value);
+    if (switchover_identity_receive(&src->peer, type, value)) {
+        return switchover_identity_check(src->sw->nc, &src->peer, src->t);
+    }
     switch (type) {
     case SWITCHOVER_HELLO:
     case SWITCHOVER_HELLO_PAUSED:
@@ -472,6 +486,7 @@ static void source_control(void *opaque, uint32_t type, uint64_t value)
         /* Of a later version */
         break;
     }
+    return true;
 }
 
 static void source_changed(void *opaque, bool connected)
@@ -570,17 +585,19 @@ bool switchover_source_is_done(SwitchoverSource *src, bool ending,
 {
     SwitchoverBacklog *b = source_backlog(src);
     uint64_t last = src->sw->port.emptied;
-    int64_t silent;
-    bool unsent, waiting, done;
+    bool unsent, waiting, silent, done;
+    int64_t now;
 
     switchover_source_flush(src);
     switchover_threads_pause();
     unsent = source_has_unsent(src);
     waiting = src->waiting;
-    silent = g_get_monotonic_time() - MAX(src->sw->port.last_read,
-                                          src->announced);
+    now = g_get_monotonic_time();
+    silent = now - src->sw->port.last_read > SILENT_US ||
+             now - src->announced > SWITCHED_MAX_US;
     done = src->announced && !src->sw->port.announced && b->head >= last &&
-           (!unsent || b->sent > last) && silent > SILENT_US;
+           (!unsent || b->sent > last) &&
+           now - src->announced > SWITCHED_US && silent;
     *progress += b->head + b->sent + src->plain_pos + !!src->announced;
     switchover_threads_resume();
 

@@ -357,6 +357,8 @@ static void switchover_start_over(Switchover *sw)
     switchover_sweep(sw);
     sw->missed = 0;
     sw->arriving = true;
+    sw->port.arrives = 0;
+    sw->port.around = sw->early;
     sw->port.overwritten = sw->port.old = 0;
     sw->port.mark[0] = sw->port.mark[1] = 0;
 }
@@ -407,6 +409,8 @@ void switchover_arrives(Switchover *sw)
     sw->early = sw->own.tail;
     sw->stale = sw->port.old = switchover_reader_recent(&sw->port);
     sw->port.ages = false;
+    sw->port.arrives = g_get_monotonic_time();
+    sw->port.around = UINT64_MAX;
     sw->missed += sw->port.overwritten + sw->queue_drops - dropped;
     sw->port.overwritten = 0;
     switchover_threads_resume();
@@ -657,6 +661,8 @@ static void switchover_finish(Switchover *sw)
     switchover_release(sw);
     switchover_remove_port(sw);
     sw->give_back = sw->early = sw->stale = 0;
+    sw->port.arrives = 0;
+    sw->port.around = 0;
     switchover_backlog_clear(&sw->own);
     if (sw->arrival) {
         switchover_arrival_finished(sw->arrival);

@@ -53,6 +53,8 @@ struct SwitchoverPort {
     int64_t marked;             /* when mark was set, in us */
     uint64_t mark[2];           /* the tail then, and the time before */
     uint64_t overwritten;       /* frames that gave way so far */
+    int64_t arrives;            /* when the VM had stopped, in us; 0: see: */
+    uint64_t around;            /* frames before that came until then; atomic */
     uint64_t read;              /* frames read so far; atomic */
     uint64_t invalid;           /* frames without payload; atomic */
 

@@ -17,6 +17,7 @@
 #include "net/switchover/transport-chardev.h"
 #include "chardev/char-socket.h"
 #include "qemu/main-loop.h"
+#include <netinet/tcp.h>
 
 /* Bytes that are read at once: one message at least */
 #define READ_LEN (SWITCHOVER_HEAD + SWITCHOVER_FRAME_MAX)
@@ -24,6 +25,7 @@
 typedef struct TransportChardev {
     SwitchoverTransport t;
     CharFrontend *chr;
+    uint32_t peer_timeout;      /* ms; 0: as the chardev has it */
     GByteArray *out;            /* control messages that wait to be written */
     guint watch;                /* for @out */
 } TransportChardev;
@@ -153,10 +155,47 @@ static void transport_drop_output(TransportChardev *c)
     }
 }
 
+/*
+ * A host that has lost its power says nothing of it.  TCP asks the peer that is
+ * silent, and closes the connection when it does not answer, or acknowledges
+ * nothing of what was sent, for so long (Linux 6.18).  A unix socket needs none
+ * of that.
+ */
+static void transport_set_timeout(TransportChardev *c)
+{
+    const int count = 3;
+    int ms = c->peer_timeout, s = MAX(ms / 1000 / (count + 1), 1);
+    const struct {
+        int level, name, value;
+    } options[] = {
+        { IPPROTO_TCP, TCP_KEEPIDLE, s },
+        { IPPROTO_TCP, TCP_KEEPINTVL, s },
+        { IPPROTO_TCP, TCP_KEEPCNT, count },
+        { IPPROTO_TCP, TCP_USER_TIMEOUT, ms },
+        { SOL_SOCKET, SO_KEEPALIVE, 1 },
+    };
+    QIOChannel *ioc;
+    int fd;
+
+    ioc = ms ? qemu_chr_socket_channel(qemu_chr_fe_get_driver(c->chr), &fd) :
+               NULL;
+    if (!ioc) {
+        return;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(options); i++) {
+        setsockopt(fd, options[i].level, options[i].name, &options[i].value,
+                   sizeof(options[i].value));
+    }
+    object_unref(OBJECT(ioc));
+}
+
 static void transport_event(void *opaque, QEMUChrEvent event)
 {
     TransportChardev *c = opaque;
 
+    if (event == CHR_EVENT_OPENED) {
+        transport_set_timeout(c);
+    }
     if (event == CHR_EVENT_OPENED || event == CHR_EVENT_CLOSED) {
         transport_drop_output(c);
         switchover_transport_set_connected(&c->t, event == CHR_EVENT_OPENED);
@@ -187,7 +226,8 @@ static void transport_free(SwitchoverTransport *t)
 
 SwitchoverTransport *switchover_transport_chardev_new(CharFrontend *chr,
                                                       const char *id,
-                                                      bool vnet_hdr)
+                                                      bool vnet_hdr,
+                                                      uint32_t peer_timeout)
 {
     static const SwitchoverTransportKind kind = {
         .start = transport_start,
@@ -205,6 +245,7 @@ SwitchoverTransport *switchover_transport_chardev_new(CharFrontend *chr,
                               g_strdup_printf("filter-redirector '%s'", id));
     c->chr = chr;
     c->t.vnet_hdr = vnet_hdr;
+    c->peer_timeout = peer_timeout;
     c->out = g_byte_array_new();
     return &c->t;
 }

@@ -18,6 +18,20 @@
 #include "qemu/error-report.h"
 #include "trace.h"
 
+/* How often a peer that comes again and again is complained about */
+#define COMPLAIN_US (10 * 1000 * 1000)
+
+void switchover_transport_complain(SwitchoverTransport *t, const char *text)
+{
+    int64_t now = g_get_monotonic_time();
+
+    trace_switchover_transport_complain(t->name, text);
+    if (!t->complained || now - t->complained > COMPLAIN_US) {
+        t->complained = now;
+        error_report("%s: %s: connection terminated", t->name, text);
+    }
+}
+
 /*
  * Handle the message at @buf, of which @len bytes are there.  Returns its
  * length, 0 if it is not whole, or -1 if it is none.
@@ -39,14 +53,17 @@ static ssize_t transport_message(SwitchoverTransport *t, const uint8_t *buf,
             return 0;
         }
         t->control = true;
-        t->ops->control(t->opaque, ldl_be_p(buf + 4), ldq_be_p(buf + 8));
-        return SWITCHOVER_CONTROL;
+        return t->ops->control(t->opaque, ldl_be_p(buf + 4),
+                               ldq_be_p(buf + 8)) ? SWITCHOVER_CONTROL : -1;
     }
     n = ldl_be_p(buf);
     if (n > SWITCHOVER_FRAME_MAX || !t->ops->frame) {
-        error_report("%s: packet of %" PRIu32 " bytes announced, at most %d "
-                     "are possible: connection terminated", t->name, n,
-                     t->ops->frame ? SWITCHOVER_FRAME_MAX : 0);
+        g_autofree char *text =
+            g_strdup_printf("packet of %" PRIu32 " bytes announced, at most %d "
+                            "are possible", n,
+                            t->ops->frame ? SWITCHOVER_FRAME_MAX : 0);
+
+        switchover_transport_complain(t, text);
         return -1;
     }
     if (len < head + n) {

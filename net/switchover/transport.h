@@ -17,8 +17,11 @@ typedef struct SwitchoverTransport SwitchoverTransport;
 typedef struct SwitchoverTransportOps {
     /* A peer has come, or gone */
     void (*changed)(void *opaque, bool connected);
-    /* A control message; @type may be one that the receiver does not know */
-    void (*control)(void *opaque, uint32_t type, uint64_t value);
+    /*
+     * A control message; @type may be one that the receiver does not know.
+     * Returns false, with a message, if the connection is to be closed.
+     */
+    bool (*control)(void *opaque, uint32_t type, uint64_t value);
     /* A frame; NULL for a side that is sent none */
     void (*frame)(void *opaque, unsigned queue, size_t hdr_len,
                   const uint8_t *data, size_t len);
@@ -58,6 +61,7 @@ struct SwitchoverTransport {
     bool introduced;            /* both sides know that from the beginning */
     bool may_return;            /* the user may make another connection */
     GByteArray *in;             /* the beginning of a message */
+    int64_t complained;         /* when that was last done, in us; or 0 */
     bool threaded;              /* the sender's thread writes */
     QIOChannel *ioc;            /* it writes to that; NULL: none */
     int fd;                     /* becomes writable when @ioc does */
@@ -167,6 +171,16 @@ void switchover_transport_accept_input(SwitchoverTransport *t);
  * Handle some of what has arrived, without waiting for the main loop's turn.
  */
 void switchover_transport_read_now(SwitchoverTransport *t);
+
+/**
+ * switchover_transport_complain:
+ * @t: the transport
+ * @text: what is wrong with the peer
+ *
+ * Say that the connection is closed for that, if that was not said just now:
+ * the peer may come again and again.
+ */
+void switchover_transport_complain(SwitchoverTransport *t, const char *text);
 
 /* For the kinds: may frames come? */
 bool switchover_transport_can_receive(SwitchoverTransport *t);

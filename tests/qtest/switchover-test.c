@@ -51,6 +51,7 @@
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
 #include "qemu/sockets.h"
+#include "qemu/units.h"
 #include "qapi/error.h"
 
 /* More than a ring holds, less than the queue of a TAP */
@@ -71,6 +72,9 @@ typedef struct Setup {
     bool no_filter;             /* frames go by the migration's connection */
     bool refused;               /* and the destination has a filter */
     bool hub;                   /* another destination may come, too */
+    const char *vm;             /* options of both VMs, or NULL */
+    const char *other_vm;       /* of the destination instead, or NULL */
+    const char *other_card;     /* options of its card, or NULL */
     const char *source;         /* more of its filter, or NULL */
     const char *arrival;        /* likewise */
 } Setup;
@@ -96,11 +100,13 @@ static void to_start(Pair *p, const char *machine_options)
                         "vnet_hdr_support=on%s", p->m0, p->setup.arrival ?: "");
     g_autofree char *options =
         g_strdup_printf("-name to,debug-threads=on -incoming defer %s %s %s "
-                        "2>>%s", p->setup.paused ? "-S" : "",
+                        "%s 2>>%s", p->setup.paused ? "-S" : "",
+                        p->setup.other_vm ?: p->setup.vm ?: "",
                         p->setup.no_filter && !p->setup.refused ? "" : filter,
                         machine_options,
                         p->stderr_to);
     const char *device = machine_options[0] ? NULL :
+                         p->setup.other_card ?:
                          p->setup.pairs > 1 ? ",mq=on" : "";
 
     guest_vm_start(&p->to, "qtap1", p->setup.pairs, p->setup.vhost, device,
@@ -129,8 +135,10 @@ static void from_start(Pair *p)
                         p->setup.hub ? hub : "", p->setup.hub ? "hub" : "m0",
                         p->setup.source ?: "");
     g_autofree char *options =
-        g_strdup_printf("-name from,debug-threads=on %s",
-                        p->setup.no_filter ? "" : filter);
+        g_strdup_printf("-name from,debug-threads=on %s %s%s%s",
+                        p->setup.no_filter ? "" : filter, p->setup.vm ?: "",
+                        p->setup.vm ? " 2>>" : "",
+                        p->setup.vm ? p->stderr_to : "");
 
     guest_vm_start(&p->from, "qtap0", p->setup.pairs, p->setup.vhost,
                    p->setup.pairs > 1 ? ",mq=on" : "", options);
@@ -1236,6 +1244,32 @@ static void test_second_destination(const void *data)
     pair_stop(&p, &p.to);
 }
 
+/* Control messages, as message.h has them */
+enum { HELLO = 1, START = 3, VM_HIGH = 10, VM_LOW, CARD };
+
+static void tell(int fd, uint32_t type, uint64_t value)
+{
+    uint8_t message[16];
+
+    memcpy(message, "QSWC", 4);
+    stl_be_p(message + 4, type);
+    stq_be_p(message + 8, value);
+    write_all(fd, message, sizeof(message));
+}
+
+/* Whatever it has to say before that */
+static void wait_closed(int fd)
+{
+    uint8_t buf[64];
+    ssize_t n;
+
+    do {
+        wait_fd(fd, POLLIN);
+        n = recv(fd, buf, sizeof(buf), 0);
+    } while (n > 0);
+    g_assert_true(n == 0 || errno == ECONNRESET);
+}
+
 /*
  * The source was told "completed", its peer dies while it waits for 'cont', and
  * another process takes its place at the same address: it gets all.
@@ -1244,8 +1278,8 @@ static void test_second_peer(const void *data)
 {
     Setup s = setup_of(data);
     struct virtio_net_hdr hdr;
+    uint32_t type, before = 0;
     int listener, fd;
-    uint8_t hello[16] = { 0 };
     Pair p;
 
     s.paused = true;
@@ -1261,11 +1295,8 @@ static void test_second_peer(const void *data)
     wait_fd(listener, POLLIN);
     fd = accept(listener, NULL, NULL);
     g_assert_cmpint(fd, !=, -1);
-    /* HELLO, as message.h has it */
-    memcpy(hello, "QSWC", 4);
-    stl_be_p(hello + 4, 1);
-    write_all(fd, hello, sizeof(hello));
-    /* START, perhaps behind frames of one that did not know of HELLO */
+    tell(fd, HELLO, 0);
+    /* Perhaps behind frames of one that did not know of HELLO */
     for (uint32_t seq = 1000; seq < 2000; ) {
         uint8_t head[8], rest[8];
 
@@ -1273,7 +1304,11 @@ static void test_second_peer(const void *data)
         g_assert_cmpint(recv(fd, head, sizeof(head), MSG_WAITALL), ==, 8);
         if (!memcmp(head, "QSWC", 4)) {
             g_assert_cmpint(recv(fd, rest, sizeof(rest), MSG_WAITALL), ==, 8);
-            g_assert_cmpint(ldl_be_p(head + 4), ==, 3);
+            type = ldl_be_p(head + 4);
+            g_assert_cmpint(type, ==, before == VM_HIGH ? VM_LOW :
+                            before == VM_LOW ? CARD :
+                            before == CARD ? START : VM_HIGH);
+            before = type;
             seq = 1000;
         } else {
             size_t len = ldl_be_p(head), hdr_len = lduw_be_p(head + 6);
@@ -1429,6 +1464,137 @@ static void test_errors(void)
                    "filter-redirector 'f0' for the frames of its VM's source "
                    "already; use that one");
     env_stop(&e);
+}
+
+#define UUID "-uuid 00000000-0000-4000-8000-00000000000"
+#define IS "the peer is for VM 00000000-0000-4000-8000-00000000000"
+#define HERE "; this side for VM 00000000-0000-4000-8000-000000000001, " \
+    "MAC address 52:54:00:12:34:56: connection terminated"
+
+static const Setup strangers[] = {
+    { IS "2, MAC address 52:54:00:12:34:56" HERE,
+      .vm = UUID "1", .other_vm = UUID "2" },
+    { IS "1, MAC address 52:54:00:12:34:57" HERE,
+      .vm = UUID "1", .other_card = ",mac=52:54:00:12:34:57" },
+};
+
+/*
+ * The destination is that of another VM, or of another card: the source says so
+ * once, though it tries again and again, and gets the right one when that comes
+ */
+static void test_stranger(const void *data)
+{
+    for (int i = 0; i < ARRAY_SIZE(strangers); i++) {
+        const Setup *s = &strangers[i];
+        int64_t end;
+        Pair p;
+
+        pair_init(&p, s);
+        to_start(&p, "");
+        from_start(&p);
+        driver_start(&p.from);
+        wait_warned_once(&p.from.e, p.stderr_to, s->name);
+        /* It tries again ten times a second */
+        end = g_get_monotonic_time() + 500 * 1000;
+        while (g_get_monotonic_time() < end) {
+            vm_answers(&p.from.e);
+        }
+        wait_warned_once(&p.from.e, p.stderr_to, s->name);
+        vm_stop(&p.to);
+        close(p.rarp);
+        p.setup.other_vm = p.setup.other_card = NULL;
+        to_start(&p, "");
+        pair_save(&p, 1000, 1000 + MANY);
+        migrate_continue(&p.from.e);
+        pair_arrive(&p);
+        collect(&p, &p.to, MANY);
+        assert_got(&p, 0, 1000, 1000 + MANY);
+        wait_warned_once(&p.from.e, p.stderr_to, s->name);
+        pair_stop(&p, &p.to);
+    }
+}
+
+/*
+ * The host of a peer has lost its power.  Without traffic, and with frames that
+ * are not acknowledged; the interface that leads to it is down.
+ */
+static void test_dead_peer(void)
+{
+    for (int i = 0; i < 2; i++) {
+        g_autofree char *uri = g_strdup_printf("file:%s/file", tmpdir);
+        g_autofree char *options = NULL;
+        struct sockaddr_in addr = {
+            .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)
+        };
+        socklen_t len = sizeof(addr);
+        int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), fd;
+        Env e;
+
+        g_assert_cmpint(bind(listener, (void *)&addr, len), ==, 0);
+        g_assert_cmpint(listen(listener, 1), ==, 0);
+        g_assert_cmpint(getsockname(listener, (void *)&addr, &len), ==, 0);
+        options = g_strdup_printf("-chardev socket,id=t0,host=127.0.0.1,"
+                                  "port=%d", ntohs(addr.sin_port));
+        if_set_up("lo", true);
+        env_start(&e, 1, options);
+        fd = accept(listener, NULL, NULL);
+        g_assert_cmpint(fd, >=, 0);
+        filter_add(&e, "f0", "netdev=n0,outdev=t0,peer_timeout=1000"
+                   ONLY_STOPPED);
+        migrate_pause(&e);
+        g_assert_true(chardev_is_connected(&e, "t0"));
+        if_set_up("lo", false);
+        if (i) {
+            migrate_to_pause(&e, uri);
+            host_send(&e.tap[0], 1, FRAME_LEN);
+        }
+        patience_begin();
+        while (chardev_is_connected(&e, "t0")) {
+            patience_check();
+        }
+        close(fd);
+        close(listener);
+        if (i) {
+            migrate_cancel(&e);
+            unlink(strchr(uri, ':') + 1);
+        }
+        env_stop(&e);
+    }
+}
+
+/* Likewise the source; none of its frames reaches the guest */
+static void test_stranger_source(const void *data)
+{
+    Setup s = { .vm = UUID "1" };
+    uint8_t frame[128] = { 0 };
+    Pair p;
+    int fd;
+
+    pair_init(&p, &s);
+    to_start(&p, "");
+    for (int i = 0; i < 2; i++) {
+        fd = unix_connect(p.m0, &error_abort);
+        tell(fd, VM_HIGH, 0x4000);
+        tell(fd, VM_LOW, 0x8000000000000002ull);
+        tell(fd, CARD, 0x5254001234560000ull);
+        tell(fd, START, 0);
+        stl_be_p(frame, 100);
+        send(fd, frame, 108, MSG_NOSIGNAL);
+        wait_closed(fd);
+        close(fd);
+    }
+    wait_warned_once(&p.to.e, p.stderr_to, IS "2, MAC address "
+                     "52:54:00:12:34:56" HERE);
+    g_assert_cmpuint(arrival_stat(&p, "read"), ==, 0);
+    g_assert_cmpuint(filter_stat(&p.to.e, "inj0", "indev", "packets"), ==, 0);
+    from_start(&p);
+    driver_start(&p.from);
+    pair_save(&p, 1000, 1000 + MANY);
+    migrate_continue(&p.from.e);
+    pair_arrive(&p);
+    collect(&p, &p.to, MANY);
+    assert_got(&p, 0, 1000, 1000 + MANY);
+    pair_stop(&p, &p.to);
 }
 
 /* As much of a vhost-user backend as QEMU needs to be content at first */
@@ -1735,6 +1901,8 @@ static void set_bandwidth(Guest *g, int64_t rate)
 static void pair_begin(Pair *p)
 {
     pair_start(p, &p->setup);
+    /* No empty pages, which go by the thousand; the driver does not get here */
+    memset(p->from.ram + 12 * MiB, 0xa5, 4 * MiB);
     set_bandwidth(&p->from, 4096);
     collect_begin(p);
     migration_start(&p->from.e, p->uri);
@@ -1743,12 +1911,13 @@ static void pair_begin(Pair *p)
 
 /*
  * What has been sent to the destination since then is old when the VM stops.
- * The guest must not take frames at the source meanwhile: what it writes to its
- * memory is not sent again.
+ * @recent frames more, from 1500 on, are not.  The guest must not take frames
+ * at the source meanwhile: what it writes to its memory is not sent again.
  */
-static void pair_stop_later(Pair *p, uint64_t taken)
+static void pair_stop_later(Pair *p, uint64_t taken, int recent)
 {
     int64_t end;
+    QDict *resp;
 
     patience_begin();
     while (if_tx_packets("qtap1") < taken) {
@@ -1758,6 +1927,11 @@ static void pair_stop_later(Pair *p, uint64_t taken)
     while (g_get_monotonic_time() < end) {
         vm_answers(&p->to.e);
     }
+    send_range(&p->to, 1500, 1500 + recent);
+    resp = qtest_qmp_assert_success_ref(p->from.e.qts,
+                                        "{ 'execute': 'query-status' }");
+    g_assert_true(qdict_get_bool(resp, "running"));
+    qobject_unref(resp);
     set_bandwidth(&p->from, 1 << 30);
     qtest_qmp_eventwait(p->from.e.qts, "STOP");
     wait_migration(&p->from.e, "pre-switchover");
@@ -1796,7 +1970,7 @@ static void test_flooding(const void *data)
     pair_begin(&p);
     taken = if_tx_packets("qtap1");
     send_range(&p.to, 1000, 1000 + MANY);
-    pair_stop_later(&p, taken + MANY);
+    pair_stop_later(&p, taken + MANY, MANY);
     send_both(&p, 2000, 2000 + MANY);
     pair_go_on(&p);
     collect(&p, &p.to, MANY);
@@ -1817,7 +1991,7 @@ static void test_unlearned(const void *data)
     pair_begin(&p);
     taken = if_tx_packets("qtap1");
     send_range(&p.to, 1000, 1000 + MANY);
-    pair_stop_later(&p, taken + MANY);
+    pair_stop_later(&p, taken + MANY, 0);
     send_range(&p.from, 2000, 2000 + MANY);
     pair_go_on(&p);
     send_range(&p.to, 3000, 3000 + MANY);
@@ -1836,18 +2010,20 @@ static void test_early_switch(const void *data)
     pair_begin(&p);
     taken = if_tx_packets("qtap1");
     for (int i = 0; i < 6; i++) {
-        send_range(&p.to, 1000 + i * MANY, 1000 + (i + 1) * MANY);
+        send_range(&p.to, 2000 + i * MANY, 2000 + (i + 1) * MANY);
         taken += MANY;
         patience_begin();
         while (if_tx_packets("qtap1") < taken) {
             patience_check();
         }
     }
-    pair_stop_later(&p, taken);
-    send_range(&p.to, 1000 + 6 * MANY, 1000 + 7 * MANY);
+    pair_stop_later(&p, taken, MANY);
+    send_range(&p.to, 5000, 5000 + MANY);
     pair_go_on(&p);
-    collect(&p, &p.to, 7 * MANY);
-    assert_got(&p, 0, 1000, 1000 + 7 * MANY);
+    collect(&p, &p.to, 8 * MANY);
+    assert_got(&p, 0, 2000, 2000 + 6 * MANY);
+    assert_got(&p, 6 * MANY, 1500, 1500 + MANY);
+    assert_got(&p, 7 * MANY, 5000, 5000 + MANY);
     network_end(&p);
 }
 
@@ -1857,7 +2033,7 @@ static void test_both_chassis(const void *data)
     Pair p = { .setup = setup_of(data) };
 
     pair_begin(&p);
-    pair_stop_later(&p, 0);
+    pair_stop_later(&p, 0, 0);
     send_range(&p.from, 2000, 2000 + MANY);
     pair_go_on(&p);
     send_both(&p, 3000, 3000 + MANY);
@@ -1873,7 +2049,7 @@ static void test_repeated(const void *data)
     Pair p = { .setup = setup_of(data) };
 
     pair_begin(&p);
-    pair_stop_later(&p, 0);
+    pair_stop_later(&p, 0, 0);
     send_range(&p.from, 2000, 2010);
     send_range(&p.from, 2000, 2010);
     pair_go_on(&p);
@@ -2120,9 +2296,12 @@ int main(int argc, char **argv)
     add_pair_test("network/both-chassis", test_both_chassis, &no_filter);
     add_pair_test("network/repeated", test_repeated, NULL);
     add_pair_test("network/repeated", test_repeated, &no_filter);
+    add_pair_test("stranger/destination", test_stranger, NULL);
+    add_pair_test("stranger/source", test_stranger_source, NULL);
     add_pair_test("life", test_life, NULL);
     add_pair_test("removed", test_removed, &no_filter);
     add_pair_test("refused", test_refused, &no_filter);
+    add_host_func("dead-peer", test_dead_peer);
     add_host_func("errors", test_errors);
     add_host_func("vhost-user", test_vhost_user);
     add_host_func("deaf-peers", test_deaf_peers);

@@ -368,6 +368,47 @@ static void step_peek(Model *m)
                     msg->len - SWITCHOVER_HEAD);
 }
 
+typedef struct Sought {
+    uint64_t number;
+    SwitchoverFrame found;
+    unsigned calls;
+} Sought;
+
+static bool is_sought(void *opaque, const SwitchoverFrame *frame)
+{
+    Sought *sought = opaque;
+
+    sought->calls++;
+    sought->found = *frame;
+    return frame->number == sought->number;
+}
+
+static void step_has(Model *m)
+{
+    uint64_t frames = m->tail - m->head;
+    uint64_t from = m->head + g_rand_int(m->rand) % (frames + 1);
+    Sought sought = { .number = m->head + g_rand_int(m->rand) % (frames + 1) };
+    bool there = sought.number >= from && sought.number < m->tail;
+    uint64_t n = m->head;
+
+    g_assert_cmpint(switchover_backlog_has(&m->b, from, is_sought, &sought), ==,
+                    there);
+    g_assert_cmpuint(sought.calls, ==, there ? sought.number - from + 1 :
+                     m->tail - from);
+    for (guint i = 0; there && i < m->messages->len; i++) {
+        GByteArray *msg = message_of(m, i);
+
+        if (!is_control(msg) && n++ == sought.number) {
+            g_assert_cmpuint(sought.found.queue, ==, lduw_be_p(msg->data + 4));
+            g_assert_cmpuint(sought.found.hdr_len, ==,
+                             lduw_be_p(msg->data + 6));
+            g_assert_cmpmem(sought.found.data, sought.found.len,
+                            msg->data + SWITCHOVER_HEAD,
+                            msg->len - SWITCHOVER_HEAD);
+        }
+    }
+}
+
 static void model_seek(Model *m, uint64_t number)
 {
     uint64_t n = m->head;
@@ -495,8 +536,11 @@ static void model_step(Model *m)
             step_pop(m);
         }
         break;
-    case 90 ... 92:
+    case 90 ... 91:
         step_peek(m);
+        break;
+    case 92:
+        step_has(m);
         break;
     case 93 ... 95:
         step_seek(m);

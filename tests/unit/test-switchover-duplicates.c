@@ -378,6 +378,39 @@ static void test_overtakes(void)
 }
 
 
+static bool is_known(SwitchoverDuplicates *d, SwitchoverFrameClass class,
+                     uint32_t serial)
+{
+    g_autofree uint8_t *frame = frame_new(class, serial, LEN);
+
+    return switchover_duplicates_is_known(d, frame, LEN, T0);
+}
+
+/* That looks, and changes nothing */
+static void test_is_known(void)
+{
+    FOR_EACH_CLASS(class) {
+        bool unicast = class == SWITCHOVER_UNICAST;
+        SwitchoverDuplicates d;
+
+        switchover_duplicates_init(&d);
+        g_assert_false(is_known(&d, class, 1));
+        play(&d, class, 1, T0, 0, "S");
+        g_assert_true(is_known(&d, class, 1));
+        g_assert_false(is_known(&d, class, 2));
+        play(&d, class, 3, T0, 0, "SS");
+        g_assert_cmpint(is_known(&d, class, 3), ==, !unicast);
+        play(&d, class, 4, T0, 0, "D");
+        g_assert_false(is_known(&d, class, 4));
+        g_assert_true(is_known(&d, class, 1));
+        play(&d, class, 1, T0, 0, "d");
+        g_assert_false(is_known(&d, class, 1));
+        g_assert_true(is_known(&d, class, 3));
+        switchover_duplicates_destroy(&d);
+    }
+}
+
+
 /* Frames that differ */
 
 static bool direct_is_same(SwitchoverDuplicates *d, const uint8_t *frame,
@@ -1031,6 +1064,7 @@ int main(int argc, char **argv)
     g_test_add_func("/switchover/duplicates/revived", test_revived);
     g_test_add_func("/switchover/duplicates/announced", test_announced);
     g_test_add_func("/switchover/duplicates/overtakes", test_overtakes);
+    g_test_add_func("/switchover/duplicates/is-known", test_is_known);
     g_test_add_func("/switchover/duplicates/bits", test_bits);
     g_test_add_func("/switchover/duplicates/long", test_long);
     g_test_add_func("/switchover/duplicates/order", test_order);

@@ -56,7 +56,7 @@ static void card_changed(void *opaque, bool connected)
 {
 }
 
-static void card_told(void *opaque, uint32_t type, uint64_t value)
+static bool card_told(void *opaque, uint32_t type, uint64_t value)
 {
     Card *card = opaque;
 
@@ -66,10 +66,12 @@ static void card_told(void *opaque, uint32_t type, uint64_t value)
         g_assert_cmpuint(type, ==, SWITCHOVER_RECEIVED);
         card->told = value;
     }
+    return true;
 }
 
-static void no_control(void *opaque, uint32_t type, uint64_t value)
+static bool no_control(void *opaque, uint32_t type, uint64_t value)
 {
+    return true;
 }
 
 static void card_frame(void *opaque, unsigned queue, size_t hdr_len,
