@@ -5,7 +5,7 @@
  */
 
 /*
- * Opens an AF_PACKET socket on one network interface for somebody who may
+ * Opens an AF_PACKET socket on one network interface for a process that may
  * not, typically a QEMU without CAP_NET_RAW, and hands it over.  The caller
  * names the interface; a file that belongs to root says whether it is allowed.
  * docs/tools/qemu-packet-helper.rst is the manual.
@@ -18,7 +18,7 @@
  *
  *   1. Drop every privilege but CAP_NET_RAW, and become the caller: its user
  *      and groups.  From here on the caller's own permissions decide which
- *      files can be read.  The process is not dumpable: nobody may take its
+ *      files can be read.  The process is not dumpable: no process may take its
  *      sockets with pidfd_getfd(2) before they are filtered.
  *   2. Read the arguments.  The environment is not looked at.
  *   3. Ask the ACL about the name.  A "no" comes before any socket is opened,
@@ -116,7 +116,7 @@ static G_NORETURN G_GNUC_PRINTF(1, 2) void die(const char *fmt, ...)
 }
 
 /*
- * Make @s fit for a message: whoever reads that may sit at a terminal.  The
+ * Make @s fit for a message, which may be shown by a terminal.  The
  * result is valid until the third call from now.
  */
 static const char *show(const char *s)

@@ -6,7 +6,7 @@
 
 /*
  * With af-packet-mode=capture|inject the fd of a socket chardev is an
- * AF_PACKET socket that somebody with CAP_NET_RAW has opened, and the bytes
+ * AF_PACKET socket that a process with CAP_NET_RAW has opened, and the bytes
  * of the chardev are a stream of framed packets.  QIOChannelPacket knows how;
  * here is only what the chardev adds: which options go together, and the
  * place of that channel between the socket and the frontend, where others
@@ -81,7 +81,7 @@ bool tcp_chr_packet_options(SocketChardev *s, ChardevSocket *sock,
         }
     }
 
-    /* Nobody can connect to a packet socket: true is no useful default */
+    /* No peer can connect to a packet socket: true is no useful default */
     sock->has_server = true;
     sock->server = false;
 

@@ -7,7 +7,7 @@
 /*
  * Captures the frames that the host sends towards a network interface, or
  * injects frames there.  The interface is the host's end of a TAP device, so
- * these are the frames that the guest receives, whoever moves them: with
+ * these are the frames that the guest receives, by whatever way: with
  * vhost-net the kernel does, and QEMU sees no frame, but this socket does.
  *
  * Theory of operation
@@ -35,8 +35,8 @@
  * back: bind() takes 0 for "the protocol as before", and every other change
  * of a bound socket, closing it too, waits for an RCU grace period, 8 to
  * 16 ms (times and behaviour: Linux 6.18).  Therefore:
- *   - PACKET_IGNORE_OUTGOING ends the capture, immediately, even where whoever
- *     made the socket has locked its filter;
+ *   - PACKET_IGNORE_OUTGOING ends the capture, immediately, even where the
+ *     process that made the socket has locked its filter;
  *   - when all has been read, or shall not be, a new socket takes the place of
  *     the old one, which a thread closes.
  * Without CAP_NET_RAW there is no new socket.  Then the old one stays hooked,
@@ -415,7 +415,7 @@ static bool packet_set_filter(QIOChannelPacket *pioc, bool pass, Error **errp)
         .filter = insns,
     };
 
-    /* EPERM: whoever made the socket has locked a filter of his own */
+    /* EPERM: the process that made the socket has locked a filter */
     if (setsockopt(pioc->fd, SOL_SOCKET, SO_ATTACH_FILTER,
                    &prog, sizeof(prog)) < 0 && errno != EPERM) {
         error_setg_errno(errp, errno, "cannot filter for outgoing frames on "

@@ -22,7 +22,7 @@ typedef enum FilterPacketState {
     FILTER_PACKET_DETACHED,
     FILTER_PACKET_ATTACHED,
     FILTER_PACKET_DRAINING,     /* inactive, but there may be frames */
-    FILTER_PACKET_DROPPING,     /* the same, and nobody wants them */
+    FILTER_PACKET_DROPPING,     /* the same, but they are dropped */
 } FilterPacketState;
 
 /* What the filter's options, and the state of the VM, make of it */

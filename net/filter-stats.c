@@ -12,12 +12,12 @@
  * callback: where else its packets come from and go to, and which it has lost,
  * and why.
  *
- * Counters are plain integers, which are always on.  Whoever moves packets
- * holds the BQL, and so do these commands.  A packet is counted as long as it
- * is in the host's or the guest's view: from its destination MAC address on,
- * without the vnet header and without framing.
+ * Counters are plain integers, which are always on.  All code that moves
+ * packets holds the BQL, and so do these commands.  A packet is counted as long
+ * as it is in the host's or the guest's view: from its destination MAC address
+ * on, without the vnet header and without framing.
  *
- * What the kernel counts is asked for when somebody wants to know it.
+ * What the kernel counts is read when statistics are asked for.
  */
 
 #include "qemu/osdep.h"

@@ -54,7 +54,7 @@ int tcp_chr_packet_connect(SocketChardev *s, QIOChannelSocket *sioc,
 /**
  * tcp_chr_packet_new_fd:
  * @s: the chardev, not connected
- * @fd: a socket that somebody hands over
+ * @fd: a socket that was passed to QEMU
  *
  * Make a socket for @s of @fd; as above if @s is to carry frames.
  *

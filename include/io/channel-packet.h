@@ -128,7 +128,7 @@ bool qio_channel_packet_may_open(void);
  * @mode: whether to capture or to inject
  * @errp: pointer to a NULL-initialized error object
  *
- * Adopt a socket that somebody else has opened; this needs no privilege.
+ * Adopt a socket that another process has opened; this needs no privilege.
  * On success the channel owns @fd, on failure the caller still does.  If @fd
  * is capturing already, it goes on without a gap, and the channel yields what
  * it has captured; qio_channel_packet_set_active() makes sure that it is.

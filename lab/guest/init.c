@@ -12,7 +12,7 @@
  *   lab.port=7000               where /stream (UDP) and /bulk (TCP) listen
  *
  * When a step fails, it says which and ends.  The kernel then panics, and with
- * panic=-1 and QEMU's -no-reboot that ends QEMU, so that nobody waits in vain.
+ * panic=-1 and QEMU's -no-reboot that ends QEMU, so that no wait is in vain.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

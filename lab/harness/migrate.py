@@ -13,7 +13,7 @@ when the VM's state is on its way; and one when the source has said that it is
 complete and the destination waits for 'cont' (-S), and 50 more packets have
 been sent; then the source is told to continue.  The guest runs on on the
 source, and its records are fetched there.  That is before postcopy proper:
-after it nobody has the whole guest but the two together, and neither cancelling
+after it the two have the whole guest only together, and neither cancelling
 nor losing the destination is something to survive.
 
 The command lines of both QEMUs are complete from the start; nothing is done

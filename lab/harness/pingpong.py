@@ -7,10 +7,10 @@ end without an error.  The TAPs stay.
 
 Every QEMU has both filters, on a command line that never changes but for the
 host it is on.  Its capture's socket listens on its own host.  Its injection's
-connects to the other host, again and again, since there may be nobody: so a
+connects to the other host, again and again, since it may not be there: so a
 fresh QEMU finds its source at once.  A source in turn connects to its fresh
-destination; of that connection nothing comes, for whoever has just been
-migrated captures nothing, and whoever runs injects nothing.
+destination; of that connection nothing comes, for a VM that has just been
+migrated is not captured from, and none is injected into one that runs.
 
 Every packet of the whole time is counted, and laid to the charge of the
 migration that was the last to begin before it was sent.  After each migration,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """QEMU's monitor protocol: commands, and waits for events.
 
-QEMU connects to a socket that we listen on, so nobody polls for a socket to
+QEMU connects to a socket that we listen on, so there is no polling for a socket to
 appear, and a QEMU that fails at its command line is noticed at once.
 
 An event carries the time at which QEMU sent it, by the wall clock of this

@@ -192,7 +192,7 @@ class Traffic:
     def send(self, s, data, to):
         try:
             s.sendto(data, to)
-        except OSError:         # no buffers, or an answer: nobody listens
+        except OSError:         # no buffers, or an answer: no listener
             pass
 
     def end(self, program):

@@ -23,7 +23,7 @@ it; all else is output, and empty lines are for the reader of the page:
     NAME(qemu)   the QEMU that was started in terminal NAME, with its monitor
     >            what is typed goes on, behind a backslash
 
-Nobody waits by the clock: a shell and a monitor say when they are ready.  What
+No wait is by the clock: a shell and a monitor say when they are ready.  What
 happens meanwhile elsewhere can be asked for: an `info` of a monitor, or of one
 that virsh asks, is typed again until it gives the output of the page, for up to REPEAT
 seconds.  (When the page is written, it is what it gives after these.)

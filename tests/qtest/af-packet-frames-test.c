@@ -940,7 +940,7 @@ static void test_complete_chain(void)
 /* Truncated frames */
 
 /*
- * Whoever made this socket wants to know 60 bytes of each frame.  A frame with
+ * The process that made this socket wants 60 bytes of each frame.  A frame with
  * less than all of its bytes is of no use.
  */
 static void test_truncated(void)
@@ -1463,7 +1463,7 @@ static bool ovs_open(Ovs *ovs)
 
 /*
  * It reads from a TAP without vnet header: a checksum that is not filled in
- * stays so for good (3.1).  The guest gets it so, and so does whoever captures.
+ * stays so for good (3.1).  The guest gets it so, and so does a capture.
  */
 static void test_ovs(void)
 {

@@ -25,8 +25,8 @@
  * Most migrations pause before the switchover, with the VM stopped: there the
  * test has the time to send.  QEMU's main loop works then, which it does not
  * while the VM's state is saved.  For that moment the stream of the migration
- * goes into a pipe of one page, which nobody reads: QEMU stands still in the
- * middle of it, and answers nobody, until the test takes a page away.
+ * goes into a pipe of one page, which is not read: QEMU stands still in the
+ * middle of it, and answers no peer, until the test takes a page away.
  *
  * Tested: who gets the frames of a VM that stops and runs again, whose
  * migration completes, fails or is cancelled, that is saved to a file or as a
@@ -192,7 +192,7 @@ static void test_complete(const void *opaque)
     assert_silent(&e, e.guest[0]);
     assert_idle(&e);
 
-    /* Somebody wants the VM to run here all the same: with what comes now */
+    /* The VM is to run here all the same: with what comes now */
     vm_run(&e, true);
     flush_to_guest(&e, 4000);
     assert_silent(&e, e.chr[0]);
@@ -379,7 +379,7 @@ static void test_warnings(void)
     unlink(path);
 }
 
-/* Nobody waits for a peer that does not read */
+/* QEMU does not wait for a peer that does not read */
 static void test_slow_peer(const void *opaque)
 {
     uint64_t taken;
@@ -1071,7 +1071,7 @@ static void starve(Env *e, bool on)
 }
 
 /*
- * Whoever hears that the migration is complete may kill the source, and what
+ * When the migration is said to be complete the source may be killed, and what
  * it has written is all that the destination will ever get
  */
 static void test_completing(const void *opaque)

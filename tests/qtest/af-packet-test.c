@@ -2192,7 +2192,7 @@ static void test_inject_full_queue(void)
 }
 
 /*
- * Nobody reads what is captured: QEMU must go on.  The frames wait in the
+ * What is captured is not read: QEMU must go on.  The frames wait in the
  * kernel, as many as may, and the rest are dropped there.
  */
 static void test_slow_peer(void)
@@ -2314,7 +2314,7 @@ static void test_peer_stale(void)
     env_stop(&e);
 }
 
-/* UDP.  That nobody listened is told to the next write, which is lost */
+/* UDP.  That no peer listened is told to the next write, which is lost */
 static void test_udp_peer(void)
 {
     struct sockaddr_in sin = {
@@ -2432,7 +2432,7 @@ static void test_capture_stalled(void)
 /*
  * The same with few frames, and time between them: the kernel closes a block
  * of the ring some milliseconds after its first frame, however empty it is.
- * The times are the traffic's; nobody waits for anything.
+ * The times are the traffic's; the test waits for nothing.
  */
 static void test_capture_stalled_paced(void)
 {
@@ -2831,7 +2831,7 @@ static void test_chardev_command_line(void)
     close(inject);
     chardev_run(&e, &tap, false);
 
-    /* Nobody reads: no reason to spin */
+    /* The peer does not read: no reason to spin */
     host_send(&tap, 99, FRAME_LEN);
     assert_idle(&e);
 
@@ -3162,7 +3162,7 @@ static void test_if_down(void)
     env_stop(&e);
 }
 
-/* Up, but nobody has its other end, it seems: what is injected waits */
+/* Up, but its other end seems not to be open: what is injected waits */
 static void test_if_no_carrier(void)
 {
     Env e;

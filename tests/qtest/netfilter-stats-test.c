@@ -570,7 +570,7 @@ static bool set_captures(Env *e, int opt, const void *value, socklen_t len)
 
 /*
  * The same of a socket buffer, where there is no ring: twice some frames find
- * it full.  The first loss is reported although nobody asks.
+ * it full.  The first loss is reported without a query.
  */
 #define BUFFER_WAS_FULL "frame dropped: the receive buffer was full"
 

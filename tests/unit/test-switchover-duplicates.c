@@ -579,7 +579,7 @@ static void test_three_bits(void)
     switchover_duplicates_destroy(&d);
 }
 
-/* The seed differs, and makes other hashes; nobody sees it */
+/* The seed differs, and makes other hashes; the results are the same */
 static void test_seed(void)
 {
     static const uint64_t seeds[] = { 0, 1, INT64_MAX, UINT64_MAX };
