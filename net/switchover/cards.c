@@ -483,6 +483,7 @@ static void incoming_forget(void)
     SwitchoverCard *card;
 
     incoming_clear();
+    switchover_forget_all();
     QTAILQ_FOREACH(card, &cards, next) {
         g_clear_pointer(&card->expected, switchover_put);
     }

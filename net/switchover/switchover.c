@@ -88,6 +88,9 @@
 /* Frames that are read from one queue when the VM starts, at most */
 #define SWEEP_FRAMES 10000
 
+/* The length of a TAP's queue, by default (Linux 6.18) */
+#define QUEUE_FRAMES 1000
+
 /* How often to look for progress */
 #define TIMER_MS 20
 
@@ -245,14 +248,10 @@ static void switchover_set_reading(Switchover *sw, bool reading)
     switchover_threads_resume();
 }
 
-/* A VM arrives: what is in the queues now came before it stopped */
+/* What is in the queues now came before the VM has stopped */
 static void switchover_sweep(Switchover *sw)
 {
-    sw->early = sw->stale = 0;
-    if (!sw->arrival || sw->vm_running || sw->begun || !sw->has_fds) {
-        return;
-    }
-    for (unsigned i = 0; i < sw->n_queues; i++) {
+    for (unsigned i = 0; sw->has_fds && i < sw->n_queues; i++) {
         for (int n = 0; n < SWEEP_FRAMES; n++) {
             ssize_t len = switchover_backlog_read(&sw->own,
                                                   sw->port.queues[i].fd, i,
@@ -341,7 +340,10 @@ static void switchover_take(Switchover *sw)
     if (!sw->taken) {
         switchover_stop_polling(sw);
         switchover_set_queues(sw);
-        switchover_sweep(sw);
+        sw->early = sw->stale = 0;
+        if (sw->arrival && !sw->vm_running && !sw->begun) {
+            switchover_sweep(sw);
+        }
     } else {
         switchover_set_queues(sw);
     }
@@ -355,7 +357,7 @@ static void switchover_start_over(Switchover *sw)
     switchover_backlog_clear(&sw->own);
     switchover_set_queues(sw);
     switchover_sweep(sw);
-    sw->missed = 0;
+    sw->stale = sw->missed = 0;
     sw->arriving = true;
     sw->port.arrives = 0;
     sw->port.around = sw->early;
@@ -377,6 +379,9 @@ void switchover_expect(Switchover *sw, uint64_t limit)
     }
     sw->port.limit = limit;
     switchover_start_over(sw);
+    /* And that came before the migration */
+    switchover_backlog_clear(&sw->own);
+    sw->early = sw->port.around = 0;
     sw->port.ages = true;
     switchover_start_reading(sw);
 }
@@ -421,15 +426,19 @@ uint64_t switchover_arrived(Switchover *sw, bool had_stale)
     uint64_t stale = 0, missed = sw->missed;
 
     switchover_threads_pause();
-    sw->port.ages = false;
     sw->port.old = 0;
-    if (had_stale) {
+    if (sw->port.ages) {
+        /* The source has said nothing: keep what stock QEMU would find */
+        switchover_backlog_pop(&sw->own, MAX(sw->own.tail, QUEUE_FRAMES) -
+                               QUEUE_FRAMES);
+    } else if (had_stale) {
         missed = 0;
         stale = MAX(sw->own.head, sw->stale) - sw->own.head;
         switchover_backlog_pop(&sw->own, sw->stale);
     } else {
         missed += sw->port.overwritten;
     }
+    sw->port.ages = false;
     switchover_threads_resume();
     switchover_count_drop(sw, &sw->dropped.queue_full, missed,
                           "more came before the VM than is kept");
@@ -456,6 +465,21 @@ static void switchover_release(Switchover *sw)
         switchover_set_reading(sw, false);
         sw->taken = false;
         switchover_poll(sw, true);
+    }
+}
+
+void switchover_forget_all(void)
+{
+    Switchover *sw;
+
+    QTAILQ_FOREACH(sw, &switchovers, next) {
+        if (sw->arriving) {
+            switchover_release(sw);
+            switchover_remove_port(sw);
+            switchover_backlog_clear(&sw->own);
+            sw->arriving = sw->port.ages = false;
+            switchover_update_idle(sw);
+        }
     }
 }
 

@@ -183,6 +183,9 @@ void switchover_expect(Switchover *sw, uint64_t limit);
 /* Likewise each netdev with a filter for the frames of a source */
 void switchover_expect_all(void);
 
+/* The migration to here has failed: of no VM, until the next one */
+void switchover_forget_all(void);
+
 /**
  * switchover_begin:
  * @sw: the switchover, whose VM has been stopped by its migration

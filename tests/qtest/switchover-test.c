@@ -72,6 +72,7 @@ typedef struct Setup {
     bool no_filter;             /* frames go by the migration's connection */
     bool refused;               /* and the destination has a filter */
     bool hub;                   /* another destination may come, too */
+    bool stays;                 /* the destination, if the migration fails */
     const char *vm;             /* options of both VMs, or NULL */
     const char *other_vm;       /* of the destination instead, or NULL */
     const char *other_card;     /* options of its card, or NULL */
@@ -119,7 +120,8 @@ static void to_start(Pair *p, const char *machine_options)
         migrate_capability(&p->to.e, "return-path");
     }
     qtest_qmp_assert_success(p->to.e.qts, "{ 'execute': 'migrate-incoming',"
-                             " 'arguments': { 'uri': %s } }", p->uri);
+                             " 'arguments': { 'uri': %s, 'exit-on-error': %i }"
+                             " }", p->uri, !p->setup.stays);
 }
 
 /* @listens: the source waits for the destination to connect, not vice versa */
@@ -1900,7 +1902,9 @@ static void set_bandwidth(Guest *g, int64_t rate)
 /* A migration begins, and the source goes on */
 static void pair_begin(Pair *p)
 {
-    pair_start(p, &p->setup);
+    Setup s = p->setup;
+
+    pair_start(p, &s);
     /* No empty pages, which go by the thousand; the driver does not get here */
     memset(p->from.ram + 12 * MiB, 0xa5, 4 * MiB);
     set_bandwidth(&p->from, 4096);
@@ -1959,6 +1963,29 @@ static void network_end(Pair *p)
     assert_no_more(p, &p->to);
     g_assert_cmpuint(pair_stat(p, &p->to, "dropped", "queue-full"), ==, 0);
     pair_stop(p, &p->to);
+}
+
+/* A migration that fails before the VM has stopped; its destination stays */
+static void test_failed(const void *data)
+{
+    Pair p = { .setup = setup_of(data) };
+    uint64_t taken;
+
+    p.setup.stays = true;
+    pair_begin(&p);
+    taken = if_tx_packets("qtap1");
+    send_range(&p.to, 1000, 1000 + MANY);
+    patience_begin();
+    while (if_tx_packets("qtap1") < taken + MANY) {
+        patience_check();
+    }
+    migrate_cancel_send(&p.from.e);
+    qobject_unref(qtest_qmp_receive(p.from.e.qts));
+    wait_migration(&p.from.e, "cancelled");
+    wait_no_threads(&p.to);
+    wait_no_threads(&p.from);
+    send_and_drain(&p.from, 2000, 2000 + MANY);
+    pair_stop(&p, &p.from);
 }
 
 /* It floods throughout */
@@ -2286,6 +2313,8 @@ int main(int argc, char **argv)
     add_pair_test("second/peer", test_second_peer, NULL);
     add_pair_test("second/late", test_late_peer, NULL);
     add_pair_test("drain-paused", test_drain_paused, NULL);
+    add_pair_test("failed", test_failed, NULL);
+    add_pair_test("failed", test_failed, &no_filter);
     add_pair_test("network/flooding", test_flooding, NULL);
     add_pair_test("network/flooding", test_flooding, &no_filter);
     add_pair_test("network/unlearned", test_unlearned, NULL);
