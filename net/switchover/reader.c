@@ -119,7 +119,8 @@ bool switchover_reader_prepare(SwitchoverPort *port, GArray *fds)
 
         g_array_append_val(fds, pollfd);
     }
-    return port->announced;
+    /* Frames become old enough to give way */
+    return port->announced || (port->full && port->ages);
 }
 
 uint64_t switchover_reader_recent(SwitchoverPort *port)

@@ -2054,6 +2054,37 @@ static void test_early_switch(const void *data)
     network_end(&p);
 }
 
+/* And sends more than is kept: the newest frames, and the others are counted */
+static void test_early_limit(const void *data)
+{
+    Pair p = { .setup = setup_of(data) };
+    uint64_t taken;
+    guint got_some;
+
+    p.setup.arrival = ",hold_limit=100000";
+    pair_begin(&p);
+    taken = if_tx_packets("qtap1");
+    for (int i = 0; i < 3; i++) {
+        send_range(&p.to, 1000 + i * MANY, 1000 + (i + 1) * MANY);
+        taken += MANY;
+        patience_begin();
+        while (if_tx_packets("qtap1") < taken) {
+            patience_check();
+        }
+    }
+    pair_stop_later(&p, taken, 0);
+    migrate_continue(&p.from.e);
+    pair_arrive(&p);
+    wait_no_threads(&p.to);
+    collect_some(&p, &p.to);
+    got_some = p.got->len;
+    g_assert_cmpuint(got_some, >, 100);
+    g_assert_cmpuint(pair_stat(&p, &p.to, "dropped", "queue-full"), ==,
+                     3 * MANY - got_some);
+    assert_got(&p, 0, 1000 + 3 * MANY - got_some, 1000 + 3 * MANY);
+    pair_stop(&p, &p.to);
+}
+
 /* It sends to both from the announcement on */
 static void test_both_chassis(const void *data)
 {
@@ -2321,6 +2352,7 @@ int main(int argc, char **argv)
     add_pair_test("network/unlearned", test_unlearned, &no_filter);
     add_pair_test("network/early-switch", test_early_switch, NULL);
     add_pair_test("network/early-switch", test_early_switch, &no_filter);
+    add_pair_test("network/early-limit", test_early_limit, NULL);
     add_pair_test("network/both-chassis", test_both_chassis, NULL);
     add_pair_test("network/both-chassis", test_both_chassis, &no_filter);
     add_pair_test("network/repeated", test_repeated, NULL);
