@@ -52,7 +52,8 @@ static bool port_has_room(SwitchoverPort *port)
     SwitchoverBacklog *b = port->backlog;
 
     while (switchover_backlog_bytes(b) >= port->limit) {
-        if (b->head >= MIN(port->old, b->tail)) {
+        /* As long as frames may give way, no other thread frees any */
+        if (!port->old || b->head >= MIN(port->old, b->tail)) {
             return false;
         }
         switchover_backlog_pop(b, b->head + 1);

@@ -1249,14 +1249,11 @@ static void test_second_destination(const void *data)
 /* Control messages, as message.h has them */
 enum { HELLO = 1, START = 3, VM_HIGH = 10, VM_LOW, CARD };
 
-static void tell(int fd, uint32_t type, uint64_t value)
+static void put_control(uint8_t *message, uint32_t type, uint64_t value)
 {
-    uint8_t message[16];
-
     memcpy(message, "QSWC", 4);
     stl_be_p(message + 4, type);
     stq_be_p(message + 8, value);
-    write_all(fd, message, sizeof(message));
 }
 
 /* Whatever it has to say before that */
@@ -1281,6 +1278,7 @@ static void test_second_peer(const void *data)
     Setup s = setup_of(data);
     struct virtio_net_hdr hdr;
     uint32_t type, before = 0;
+    uint8_t hello[16];
     int listener, fd;
     Pair p;
 
@@ -1297,7 +1295,8 @@ static void test_second_peer(const void *data)
     wait_fd(listener, POLLIN);
     fd = accept(listener, NULL, NULL);
     g_assert_cmpint(fd, !=, -1);
-    tell(fd, HELLO, 0);
+    put_control(hello, HELLO, 0);
+    write_all(fd, hello, sizeof(hello));
     /* Perhaps behind frames of one that did not know of HELLO */
     for (uint32_t seq = 1000; seq < 2000; ) {
         uint8_t head[8], rest[8];
@@ -1568,7 +1567,7 @@ static void test_dead_peer(void)
 static void test_stranger_source(const void *data)
 {
     Setup s = { .vm = UUID "1" };
-    uint8_t frame[128] = { 0 };
+    uint8_t buf[4 * 16 + 8 + 100] = { 0 };
     Pair p;
     int fd;
 
@@ -1576,12 +1575,14 @@ static void test_stranger_source(const void *data)
     to_start(&p, "");
     for (int i = 0; i < 2; i++) {
         fd = unix_connect(p.m0, &error_abort);
-        tell(fd, VM_HIGH, 0x4000);
-        tell(fd, VM_LOW, 0x8000000000000002ull);
-        tell(fd, CARD, 0x5254001234560000ull);
-        tell(fd, START, 0);
-        stl_be_p(frame, 100);
-        send(fd, frame, 108, MSG_NOSIGNAL);
+        put_control(buf, VM_HIGH, 0x4000);
+        put_control(buf + 16, VM_LOW, 0x8000000000000002ull);
+        put_control(buf + 32, CARD, 0x5254001234560000ull);
+        put_control(buf + 48, START, 0);
+        stl_be_p(buf + 64, 100);
+        /* At once: it is closed when the first of it has been read */
+        g_assert_cmpint(send(fd, buf, sizeof(buf), MSG_NOSIGNAL), ==,
+                        sizeof(buf));
         wait_closed(fd);
         close(fd);
     }
