@@ -1105,7 +1105,7 @@ static void switchover_shutdown(Notifier *notifier, void *data)
 
 void switchover_get_stats(Switchover *sw, SwitchoverStats *stats)
 {
-    if (sw->taken) {
+    if (sw->taken && !sw->arriving) {
         switchover_look_at_queue(sw, true);
     }
     memset(stats, 0, sizeof(*stats));
