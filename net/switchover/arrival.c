@@ -190,21 +190,22 @@ static bool arrival_floods(SwitchoverArrival *a, SwitchoverFrameClass class)
 bool switchover_arrival_drops_direct(SwitchoverArrival *a,
                                      const SwitchoverFrame *f)
 {
-    const uint8_t *frame = arrival_bytes(a, f->data, f->hdr_len, f->len);
-    size_t len = f->len - f->hdr_len;
-    SwitchoverFrameClass class = switchover_frame_class(frame, len);
-    bool had = class == SWITCHOVER_UNICAST ?
-               f->number < a->sw->stale && a->unicast :
-               f->number < a->sw->early;
     bool announced = f->number >= a->announced_own;
     bool around = !announced && f->number < qatomic_read(&a->sw->port.around);
     int64_t since = announced ? a->announced : 0;
-    bool drop;
+    size_t len = f->len - f->hdr_len;
+    SwitchoverFrameClass class;
+    const uint8_t *frame;
+    bool had, drop;
 
     if (f->number < a->judged || !(a->t->connected || a->in_packets)) {
         return false;
     }
     a->judged = f->number + 1;
+    frame = arrival_bytes(a, f->data, f->hdr_len, f->len);
+    class = switchover_frame_class(frame, len);
+    had = class == SWITCHOVER_UNICAST ?
+          f->number < a->sw->stale && a->unicast : f->number < a->sw->early;
     drop = switchover_duplicates_direct(&a->duplicates, frame, len,
                                         g_get_monotonic_time(), since,
                                         a->t->connected && !around);
